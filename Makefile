@@ -1,0 +1,21 @@
+# `make bench` and `make test` build what they need on a fresh clone: a virtual environment from the pinned requirements.
+PYTHON ?= python3
+VENV ?= .venv
+READY := $(VENV)/ready
+
+.PHONY: bench test clean
+
+bench: $(READY)
+	$(VENV)/bin/selkey bench
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest -n auto -q
+
+$(READY): requirements.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,12 @@
+"""Attention over selected keys."""
+
+from pathlib import Path
+
+from selkey.functional import attention, attention_varlen, merge_states
+
+__all__ = ["attention", "attention_varlen", "merge_states"]
+
+# In a source tree `kernels/` and `bench/` lie beside `python/`, not inside the package: let `selkey.kernels` find them there.
+_root = Path(__file__).resolve().parents[2]
+if (_root / "setup.py").is_file() and (_root / "kernels" / "primitives.py").is_file():
+    __path__.append(str(_root))

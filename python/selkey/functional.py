@@ -1,0 +1,188 @@
+"""The public functions: what they mean, checked and handed to a backend."""
+
+import torch
+
+from selkey import checks
+
+
+def attention(
+    q,
+    k,
+    v,
+    indices,
+    *,
+    block_size=1,
+    index_lengths=None,
+    kv_lengths=None,
+    query_offset=None,
+    index_bias=None,
+    key_bias=None,
+    sinks=None,
+    softcap=None,
+    scale=None,
+    v_head_dim=None,
+    return_lse=False,
+    return_weights=False,
+    deterministic=None,
+    backend="auto",
+):
+    """Softmax attention of every query over the keys that its list names.
+
+    A slot of the list that is negative, names no existing key, lies beyond `index_lengths` or in the future is empty: it
+    contributes nothing and its key is never read. A key that stands twice counts twice. A query with no live slot gets
+    out = 0 and lse = −inf. Nothing about the contents of a tensor is looked at on the host.
+
+    Args:
+        q: ``[B, S, HQ, D]``, fp32, fp16 or bf16, any strides.
+        k: ``[B, N, HK, D]``, dtype of q; HQ is a multiple of HK.
+        v: ``[B, N, HK, DV]``, dtype of q; None: the value is the first `v_head_dim` columns of the key (MLA).
+        indices: ``[B, S, G, K]`` int32 or int64, G in (1, HK, HQ): one list per query, per KV head or per query head.
+        block_size: an index names this many consecutive keys: i stands for i·block_size … (i+1)·block_size − 1.
+        index_lengths: ``[B, S]`` or ``[B, S, G]`` int: only the first so many slots of a list count.
+        kv_lengths: ``[B]`` int: only the first so many keys of a sequence exist.
+        query_offset: int or ``[B]`` int, the position of q[:, 0]; given, keys behind a query's own position are dropped.
+        index_bias: ``[B, S, G, K]`` fp32, added to the scaled logit of that slot (natural-log units).
+        key_bias: ``[B, N, HK]`` fp32, added to the scaled logit of that key.
+        sinks: ``[HQ]`` fp32; exp(sink) joins the denominator, nothing joins the numerator.
+        softcap: logits become softcap · tanh(logits / softcap), after scaling and before the biases.
+        scale: factor of the logits; default D ** −0.5.
+        v_head_dim: DV when v is None; default D.
+        return_lse: also return the natural logarithm of Σ exp(logit) over the live slots, sinks not included.
+        return_weights: also return the share of each slot in the denominator, sinks included.
+        deterministic: choice of the backward pass; default ``torch.are_deterministic_algorithms_enabled()``.
+        backend: "auto" (Triton on a GPU, else CPU), "triton", "cpu" or "reference".
+
+    Returns:
+        out ``[B, S, HQ, DV]`` in q's dtype; with `return_lse` also lse ``[B, S, HQ]`` fp32; with `return_weights` also
+        weights ``[B, S, HQ, K]`` fp32. One value stands alone, several come as a tuple in that order.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected.
+    """
+    checks.check_attention(
+        q, k, v, indices, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim
+    )
+    checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
+    results = _backend(backend, q)(
+        q, k, v, indices,
+        block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
+        index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
+        return_weights=return_weights,
+    )  # fmt: skip
+    return _chosen(results, return_lse, return_weights)
+
+
+def attention_varlen(
+    q,
+    k,
+    v,
+    indices,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    *,
+    block_size=1,
+    index_lengths=None,
+    kv_lengths=None,
+    query_offset=None,
+    index_bias=None,
+    key_bias=None,
+    sinks=None,
+    softcap=None,
+    scale=None,
+    v_head_dim=None,
+    return_lse=False,
+    return_weights=False,
+    deterministic=None,
+    backend="auto",
+):
+    """`attention` over sequences packed behind one another.
+
+    Sequence b owns the queries cu_seqlens_q[b] … cu_seqlens_q[b+1] − 1 and the keys cu_seqlens_k[b] … cu_seqlens_k[b+1] − 1.
+    An index counts from the first key of the query's own sequence and never reaches into another one. A query that belongs
+    to no sequence has no live slot.
+
+    Args:
+        q: ``[T, HQ, D]``.
+        k: ``[M, HK, D]``.
+        v: ``[M, HK, DV]`` or None.
+        indices: ``[T, G, K]``.
+        cu_seqlens_q, cu_seqlens_k: ``[B+1]`` int32 or int64, non-decreasing.
+        index_lengths: ``[T]`` or ``[T, G]``.
+        index_bias: ``[T, G, K]``.
+        key_bias: ``[M, HK]``.
+        kv_lengths, query_offset: ``[B]`` (query_offset also int), as in `attention`.
+
+    All else, the returned values without their batch dimension, and the errors are those of `attention`.
+    """
+    checks.check_attention_varlen(
+        q, k, v, indices, cu_seqlens_q, cu_seqlens_k,
+        block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim,
+    )  # fmt: skip
+    checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
+
+    def batched(tensor):
+        return None if tensor is None else tensor.unsqueeze(0)
+
+    results = _backend(backend, q)(
+        batched(q), batched(k), batched(v), batched(indices),
+        block_size=block_size, index_lengths=batched(index_lengths), kv_lengths=kv_lengths, query_offset=query_offset,
+        index_bias=batched(index_bias), key_bias=batched(key_bias), sinks=sinks, softcap=softcap,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
+        return_weights=return_weights, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+    return _chosen([None if result is None else result.squeeze(0) for result in results], return_lse, return_weights)
+
+
+def merge_states(outs, lses, sinks=None):
+    """Join partial results over disjoint parts of a selection into the result over their union.
+
+    Args:
+        outs: list of ``[..., HQ, DV]``, each computed without sinks; a part with lse = −inf is dead and ignored.
+        lses: list of ``[..., HQ]``, natural logarithms.
+        sinks: ``[HQ]`` fp32, applied to the union.
+
+    Returns:
+        (out, lse): out in the dtype of the parts, lse of the union (sinks not included).
+
+    Raises:
+        TypeError, ValueError: lists that are empty, of unequal length, or of tensors that do not fit each other.
+    """
+    checks.check_merge_states(outs, lses, sinks)
+    lse = torch.logsumexp(torch.stack(lses), dim=0)
+    dead = lse == float("-inf")
+    pivot = torch.where(dead, 0.0, lse)
+    total = None
+    for part, part_lse in zip(outs, lses, strict=True):
+        share = torch.exp(part_lse - pivot).unsqueeze(-1)
+        scaled = torch.where(share > 0, part.to(share.dtype) * share, 0.0)
+        total = scaled if total is None else total + scaled
+    if sinks is not None:
+        total = total * torch.where(dead, 0.0, torch.sigmoid(pivot - sinks)).unsqueeze(-1)
+    return total.to(outs[0].dtype), lse
+
+
+def _backend(name, q):
+    """Resolve a backend's name for the device of q; modules are imported at first use, so that a CPU needs no Triton."""
+    checks.check_backend(name, q)
+    if name == "auto":
+        name = "triton" if q.is_cuda else "cpu"
+    if name == "triton":
+        from selkey.kernels.attention import attention as backend
+    elif name == "cpu":
+        from selkey.cpu import attention as backend
+    else:
+        from selkey.reference import attention as backend
+    return backend
+
+
+def _value_width(k, v, v_head_dim):
+    if v is not None:
+        return v.shape[-1]
+    return k.shape[-1] if v_head_dim is None else v_head_dim
+
+
+def _chosen(results, return_lse, return_weights):
+    out, lse, weights = results
+    chosen = (out, *([lse] if return_lse else ()), *([weights] if return_weights else ()))
+    return chosen if len(chosen) > 1 else out
