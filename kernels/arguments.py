@@ -1,0 +1,131 @@
+"""What the gather kernels are handed: named tuples of tensors with their strides, and the sizes that shape the code.
+
+A tensor is one thing, its pointer and its strides, so that a kernel's signature names each input once. Strides and lengths
+are run-time values: a new length compiles nothing.
+"""
+
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+
+class Rows(NamedTuple):
+    """A tensor: its pointer (None where the caller gave none) and its strides in elements."""
+
+    ptr: Any
+    strides: tuple
+
+
+class GatherInputs(NamedTuple):
+    """Everything that a gather kernel reads. Shapes as in `selkey.attention`; a missing tensor has pointer None."""
+
+    query: Rows  # [B, S, HQ, D]
+    key: Rows  # [B, N, HK, D]
+    value: Rows  # [B, N, HK, DV]; None: the first DV columns of key
+    lists: Rows  # [B, S, PACKS, K]
+    list_lengths: Rows  # [B, S, PACKS]
+    list_bias: Rows  # [B, S, PACKS, K]
+    keys_bias: Rows  # [B, N, HK]
+    kv_lengths: Any  # [B]
+    query_offsets: Any  # [B]
+    cu_seqlens_q: Any  # [B + 1]
+    cu_seqlens_k: Any  # [B + 1]
+    sinks: Any  # [HQ]
+
+
+class GatherShape(NamedTuple):
+    """What is fixed when a gather kernel is compiled; every field holds a tl.constexpr."""
+
+    BLOCK_SIZE: tl.constexpr  # keys a slot names
+    PACK: tl.constexpr  # query heads that share one list and one KV head
+    PACKS_PER_KV: tl.constexpr  # packs that share one KV head: above 1 only with a list per query head
+    D: tl.constexpr
+    DV: tl.constexpr
+    D_MAIN: tl.constexpr  # a row is held as two tiles, D_MAIN and D_TAIL columns wide
+    D_TAIL: tl.constexpr
+    DV_MAIN: tl.constexpr
+    DV_TAIL: tl.constexpr
+    BLOCK_H: tl.constexpr  # query heads in a tile
+    BLOCK_K: tl.constexpr  # keys in a tile
+    IS_CAUSAL: tl.constexpr
+    HAS_SOFTCAP: tl.constexpr
+    PRECISION: tl.constexpr  # of fp32 products: "ieee" or "tf32x3"
+
+
+class GatherCall(NamedTuple):
+    """One call of the operator, ready for any gather kernel."""
+
+    inputs: GatherInputs
+    scalars: dict  # S, N, K, B, query_offset, scale, softcap: keyword arguments of the kernel
+    shape: GatherShape
+    options: dict  # num_warps, num_stages
+    queries: int  # B · S: grid axis 0
+    head_tiles: int  # packs times tiles in each: grid axis 1
+
+
+def rows(tensor):
+    return Rows(None, ()) if tensor is None else Rows(tensor, tensor.stride())
+
+
+def gather_call(
+    q, k, v, indices, config, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
+    v_head_dim, cu_seqlens_q, cu_seqlens_k,
+):  # fmt: skip
+    """Gather the tensors and sizes of a call under a GatherConfig. Arguments as in `selkey.attention`, all resolved."""
+    B, S, HQ, D = q.shape
+    N, HK = k.shape[1:3]
+    packs, pack = packs_of(q, k, indices)
+    tensors = GatherInputs(
+        query=rows(q),
+        key=rows(k),
+        value=rows(v),
+        lists=_shared_by_packs(indices),
+        list_lengths=_shared_by_packs(index_lengths),
+        list_bias=_shared_by_packs(index_bias),
+        keys_bias=rows(key_bias),
+        kv_lengths=_dense(kv_lengths),
+        query_offsets=None if isinstance(query_offset, int) else _dense(query_offset),
+        cu_seqlens_q=_dense(cu_seqlens_q),
+        cu_seqlens_k=_dense(cu_seqlens_k),
+        sinks=_dense(sinks),
+    )
+    shape = dict(
+        BLOCK_SIZE=block_size, PACK=pack, PACKS_PER_KV=packs // HK, D=D, DV=v_head_dim,
+        D_MAIN=config.d_main, D_TAIL=config.d_tail, DV_MAIN=config.dv_main, DV_TAIL=config.dv_tail,
+        BLOCK_H=config.block_h, BLOCK_K=config.block_k,
+        IS_CAUSAL=query_offset is not None, HAS_SOFTCAP=softcap is not None, PRECISION=config.precision,
+    )  # fmt: skip
+    return GatherCall(
+        inputs=tensors,
+        scalars=dict(
+            S=S, N=N, K=indices.shape[3], B=B if cu_seqlens_q is None else len(cu_seqlens_q) - 1,
+            query_offset=query_offset if isinstance(query_offset, int) else 0,
+            scale=float(scale), softcap=0.0 if softcap is None else float(softcap),
+        ),
+        shape=GatherShape(**{name: tl.constexpr(value) for name, value in shape.items()}),
+        options=dict(num_warps=config.num_warps, num_stages=config.num_stages),
+        queries=B * S,
+        head_tiles=packs * -(-pack // config.block_h),
+    )  # fmt: skip
+
+
+def packs_of(q, k, indices):
+    """(packs, query heads in each): a pack shares one list and one KV head."""
+    HQ, HK, G = q.shape[2], k.shape[2], indices.shape[2]
+    packs = HK if G == 1 else G
+    return packs, HQ // packs
+
+
+def _shared_by_packs(tensor):
+    """A tensor [B, S, G, …] as Rows; one list for all packs has stride 0 along G, and so has a dimension G that is absent."""
+    if tensor is None:
+        return Rows(None, ())
+    strides = tensor.stride()
+    if tensor.dim() == 2 or tensor.shape[2] == 1:
+        strides = (*strides[:2], 0, *strides[3:])
+    return Rows(tensor, strides)
+
+
+def _dense(tensor):
+    """A vector that a kernel indexes without a stride."""
+    return None if tensor is None else tensor.contiguous()

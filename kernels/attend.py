@@ -1,0 +1,106 @@
+"""The loop over a list: a tile of query heads attends to the live slots of the list that they share.
+
+A width that is no power of two is held as two tiles, MAIN and TAIL (96 = 64 + 32, 576 = 512 + 64); TAIL = 0 means one tile,
+masked where it is wider than the row. Every gather kernel computes its logits here.
+"""
+
+import triton
+import triton.language as tl
+
+from .primitives import LOG2_E, MINUS_INFINITY, list_length, live_keys, load_rows, locate_query, online_softmax_update, scaled_logits
+
+
+@triton.jit
+def start_program(inputs, S, N, K, B, query_offset, SHAPE: tl.constexpr):
+    """Which program am I: axis 0 is the query, axis 1 the tile of heads; and what stays for the whole loop.
+
+    Returns (b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail): heads [BLOCK_H] counts all query
+    heads, in_pack says which of them are real; first_row, visible and length are those of `locate_query` and `list_length`.
+    """
+    tiles_per_pack: tl.constexpr = (SHAPE.PACK + SHAPE.BLOCK_H - 1) // SHAPE.BLOCK_H
+    pack = (tl.program_id(1) // tiles_per_pack).to(tl.int64)
+    head_in_pack = (tl.program_id(1) % tiles_per_pack) * SHAPE.BLOCK_H + tl.arange(0, SHAPE.BLOCK_H)
+    in_pack = head_in_pack < SHAPE.PACK
+    heads = pack * SHAPE.PACK + head_in_pack
+    b, s, first_row, visible = locate_query(inputs, tl.program_id(0).to(tl.int64), S, N, B, query_offset, SHAPE.IS_CAUSAL)
+    length = list_length(inputs.list_lengths, b, s, pack, K)
+
+    query = inputs.query
+    row_ptrs = query.ptr + b * query.strides[0] + s * query.strides[1] + heads * query.strides[2]
+    query_main, query_tail = load_rows(row_ptrs, in_pack, query.strides[3], SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL)
+    return b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail
+
+
+@triton.jit
+def load_keys(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
+    """Key rows as (main [BLOCK_K, D_MAIN], tail [BLOCK_K, D_TAIL])."""
+    keys = inputs.key
+    row_ptrs = keys.ptr + b * keys.strides[0] + (pack // SHAPE.PACKS_PER_KV) * keys.strides[2] + rows * keys.strides[1]
+    return load_rows(row_ptrs, live, keys.strides[3], SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL)
+
+
+@triton.jit
+def load_values(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
+    """Value rows as (main [BLOCK_K, DV_MAIN], tail [BLOCK_K, DV_TAIL])."""
+    values = inputs.value
+    row_ptrs = values.ptr + b * values.strides[0] + (pack // SHAPE.PACKS_PER_KV) * values.strides[2] + rows * values.strides[1]
+    return load_rows(row_ptrs, live, values.strides[3], SHAPE.DV, SHAPE.DV_MAIN, SHAPE.DV_TAIL)
+
+
+@triton.jit
+def tile_logits(
+    inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr
+):
+    """Logits of one tile in log2 units, −inf where dead. [BLOCK_H, BLOCK_K]"""
+    products = tl.dot(query_main, tl.trans(key_main), input_precision=SHAPE.PRECISION)
+    if SHAPE.D_TAIL > 0:
+        products = tl.dot(query_tail, tl.trans(key_tail), products, input_precision=SHAPE.PRECISION)
+    logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
+    if inputs.list_bias.ptr is not None:
+        bias = inputs.list_bias
+        list_ptr = bias.ptr + b * bias.strides[0] + s * bias.strides[1] + pack * bias.strides[2]
+        logits += tl.load(list_ptr + slots.to(tl.int64) * bias.strides[3], mask=live, other=0.0)[None, :]
+    if inputs.keys_bias.ptr is not None:
+        bias = inputs.keys_bias
+        head_ptr = bias.ptr + b * bias.strides[0] + (pack // SHAPE.PACKS_PER_KV) * bias.strides[2]
+        logits += tl.load(head_ptr + rows * bias.strides[1], mask=live, other=0.0)[None, :]
+    return tl.where(live[None, :], logits * LOG2_E, MINUS_INFINITY)
+
+
+@triton.jit
+def attend_list(
+    inputs, query_main, query_tail, b, s, pack, first_row, visible, first, last, scale, softcap, SHAPE: tl.constexpr
+):
+    """Online softmax over the keys number first … last − 1 of a list: BLOCK_SIZE keys a slot, in the list's order.
+
+    Returns (accumulator_main, accumulator_tail, running_max, running_sum): ``[BLOCK_H, DV_MAIN]``, ``[BLOCK_H, DV_TAIL]``,
+    ``[BLOCK_H]`` in log2 units, ``[BLOCK_H]``; all fp32. Without values the keys' first DV columns are the values, and each row
+    is read once.
+    """
+    lists = inputs.lists
+    list_ptr = lists.ptr + b * lists.strides[0] + s * lists.strides[1] + pack * lists.strides[2]
+    running_max = tl.full([SHAPE.BLOCK_H], MINUS_INFINITY, tl.float32)
+    running_sum = tl.zeros([SHAPE.BLOCK_H], tl.float32)
+    accumulator_main = tl.zeros([SHAPE.BLOCK_H, SHAPE.DV_MAIN], tl.float32)
+    # without a tail a placeholder, which the compiler drops
+    accumulator_tail = tl.zeros([SHAPE.BLOCK_H, SHAPE.DV_TAIL if SHAPE.DV_TAIL > 0 else 16], tl.float32)
+
+    for start in range(first, last, SHAPE.BLOCK_K):
+        numbers = start + tl.arange(0, SHAPE.BLOCK_K)
+        slots = numbers // SHAPE.BLOCK_SIZE
+        positions, live = live_keys(
+            list_ptr, lists.strides[3], slots, numbers % SHAPE.BLOCK_SIZE, numbers < last, visible, SHAPE.BLOCK_SIZE
+        )
+        rows = first_row + positions
+        key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE)
+        logits = tile_logits(inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE)
+        running_max, running_sum, weights, rescale = online_softmax_update(running_max, running_sum, logits)
+        if inputs.value.ptr is None:
+            value_main, value_tail = key_main, key_tail
+        else:
+            value_main, value_tail = load_values(inputs, b, pack, rows, live, SHAPE)
+        weights = weights.to(value_main.dtype)
+        accumulator_main = tl.dot(weights, value_main, accumulator_main * rescale[:, None], input_precision=SHAPE.PRECISION)
+        if SHAPE.DV_TAIL > 0:
+            accumulator_tail = tl.dot(weights, value_tail, accumulator_tail * rescale[:, None], input_precision=SHAPE.PRECISION)
+    return accumulator_main, accumulator_tail, running_max, running_sum

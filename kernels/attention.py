@@ -1,0 +1,39 @@
+"""The Triton backend of the operator: allocate, choose a kernel, launch."""
+
+import torch
+
+from .arguments import gather_call, packs_of
+from .configs import architecture_of, gather_config, split_list
+from .gather_decode import gather_decode
+from .gather_prefill import gather_prefill
+from .gather_weights import gather_weights
+
+
+def attention(q, k, v, indices, *, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, **arguments):
+    """Arguments as in `selkey.attention`, all resolved; packed sequences come with B = 1 and their cu_seqlens.
+
+    Returns:
+        (out, lse, weights): ``[B, S, HQ, DV]`` in q's dtype; ``[B, S, HQ]`` and ``[B, S, HQ, K]`` or None in fp32.
+    """
+    B, S, HQ, D = q.shape
+    K = indices.shape[3]
+    out = torch.empty((B, S, HQ, arguments["v_head_dim"]), dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, S, HQ), dtype=torch.float32, device=q.device)
+    weights = torch.empty((B, S, HQ, K), dtype=torch.float32, device=q.device) if return_weights else None
+    if B * S == 0:
+        return out, lse, weights
+
+    packs, pack = packs_of(q, k, indices)
+    architecture = architecture_of(q.device)
+    config = gather_config(pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture)
+    call = gather_call(q, k, v, indices, config, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
+    keys = K * arguments["block_size"]
+    assert keys < 2**31, f"a list must name fewer than 2**31 keys; got K·block_size = {keys}"
+    keys_per_split, splits = split_list(keys, call.queries * call.head_tiles, config.block_k, architecture.multiprocessors)
+    if splits == 1:
+        gather_prefill(call, out, lse)
+    else:
+        gather_decode(call, out, lse, keys_per_split, splits)
+    if return_weights and K > 0:
+        gather_weights(call, lse, weights)
+    return out, lse, weights

@@ -1,0 +1,51 @@
+"""The share of each slot in the softmax's denominator, from the finished lse.
+
+    weight[h, slot] = Σ_keys of the slot exp(logit_h,key) / (exp(lse_h) + exp(sink_h))
+
+One program computes one query, one tile of the heads of a pack and BLOCK_K slots; it reads the selected keys a second time and
+no values, so that the attention kernels stay free of a list-long result and blocks of any size sum up in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from .arguments import rows
+from .attend import load_keys, start_program, tile_logits
+from .primitives import LOG2_E, MINUS_INFINITY, live_keys
+
+
+@triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset"])
+def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
+    b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
+        inputs, S, N, K, B, query_offset, SHAPE
+    )
+    lists = inputs.lists
+    list_ptr = lists.ptr + b * lists.strides[0] + s * lists.strides[1] + pack * lists.strides[2]
+    # [BLOCK_H], log2 units; a query without a live key has lse −inf, and any finite pivot serves its zeros
+    pivot = tl.load(lse.ptr + b * lse.strides[0] + s * lse.strides[1] + heads * lse.strides[2], mask=in_pack, other=0.0) * LOG2_E
+    pivot = tl.where(pivot == MINUS_INFINITY, 0.0, pivot)
+    share = tl.full([SHAPE.BLOCK_H], 1.0, tl.float32)
+    if inputs.sinks is not None:
+        share = 1.0 / (1.0 + tl.exp2(tl.load(inputs.sinks + heads, mask=in_pack, other=MINUS_INFINITY) * LOG2_E - pivot))
+
+    slots = tl.program_id(2) * SHAPE.BLOCK_K + tl.arange(0, SHAPE.BLOCK_K)
+    # [BLOCK_H, BLOCK_K]
+    total = tl.zeros([SHAPE.BLOCK_H, SHAPE.BLOCK_K], tl.float32)
+    for within in range(SHAPE.BLOCK_SIZE):
+        positions, live = live_keys(list_ptr, lists.strides[3], slots, within, slots < length, visible, SHAPE.BLOCK_SIZE)
+        rows_of_keys = first_row + positions
+        key_main, key_tail = load_keys(inputs, b, pack, rows_of_keys, live, SHAPE)
+        logits = tile_logits(
+            inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows_of_keys, live, scale, softcap, SHAPE
+        )
+        total += tl.exp2(logits - pivot[:, None])
+    weight_ptrs = weights.ptr + b * weights.strides[0] + s * weights.strides[1] + heads[:, None] * weights.strides[2]
+    tl.store(weight_ptrs + slots[None, :].to(tl.int64) * weights.strides[3], total * share[:, None], mask=in_pack[:, None] & (slots[None, :] < K))
+
+
+def gather_weights(call, lse, weights):
+    """Write the weights ``[B, S, HQ, K]`` fp32 of a GatherCall whose lse ``[B, S, HQ]`` is known."""
+    slot_tiles = triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value)
+    gather_weights_kernel[(call.queries, call.head_tiles, slot_tiles)](
+        call.inputs, rows(lse), rows(weights), **call.scalars, SHAPE=call.shape, **call.options
+    )
