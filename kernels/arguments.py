@@ -4,6 +4,7 @@ A tensor is one thing, its pointer and its strides, so that a kernel's signature
 are run-time values: a new length compiles nothing.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import triton.language as tl
@@ -50,6 +51,8 @@ class GatherShape(NamedTuple):
     IS_CAUSAL: tl.constexpr
     HAS_SOFTCAP: tl.constexpr
     PRECISION: tl.constexpr  # of fp32 products: "ieee" or "tf32x3"
+    KEY_ALIGNMENT: tl.constexpr  # elements that divide every stride of a row's start
+    VALUE_ALIGNMENT: tl.constexpr
 
 
 class GatherCall(NamedTuple):
@@ -94,6 +97,7 @@ def gather_call(
         D_MAIN=config.d_main, D_TAIL=config.d_tail, DV_MAIN=config.dv_main, DV_TAIL=config.dv_tail,
         BLOCK_H=config.block_h, BLOCK_K=config.block_k,
         IS_CAUSAL=query_offset is not None, HAS_SOFTCAP=softcap is not None, PRECISION=config.precision,
+        KEY_ALIGNMENT=_row_alignment(k), VALUE_ALIGNMENT=16 if v is None else _row_alignment(v),
     )  # fmt: skip
     return GatherCall(
         inputs=tensors,
@@ -114,6 +118,11 @@ def packs_of(q, k, indices):
     HQ, HK, G = q.shape[2], k.shape[2], indices.shape[2]
     packs = HK if G == 1 else G
     return packs, HQ // packs
+
+
+def _row_alignment(tensor):
+    """The largest power of two up to 16 that divides where rows start, in elements: Triton itself only looks for 16."""
+    return math.gcd(16, *tensor.stride()[:3])
 
 
 def _shared_by_packs(tensor):

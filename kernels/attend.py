@@ -7,7 +7,7 @@ masked where it is wider than the row. Every gather kernel computes its logits h
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, MINUS_INFINITY, list_length, live_keys, load_rows, locate_query, online_softmax_update, scaled_logits
+from .primitives import LOG2_E, MINUS_INFINITY, list_length, live_keys, load_rows, locate_query, online_softmax_update, row_starts, scaled_logits
 
 
 @triton.jit
@@ -34,17 +34,15 @@ def start_program(inputs, S, N, K, B, query_offset, SHAPE: tl.constexpr):
 @triton.jit
 def load_keys(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
     """Key rows as (main [BLOCK_K, D_MAIN], tail [BLOCK_K, D_TAIL])."""
-    keys = inputs.key
-    row_ptrs = keys.ptr + b * keys.strides[0] + (pack // SHAPE.PACKS_PER_KV) * keys.strides[2] + rows * keys.strides[1]
-    return load_rows(row_ptrs, live, keys.strides[3], SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL)
+    row_ptrs = row_starts(inputs.key, b, rows, pack // SHAPE.PACKS_PER_KV, SHAPE.KEY_ALIGNMENT)
+    return load_rows(row_ptrs, live, inputs.key.strides[3], SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL)
 
 
 @triton.jit
 def load_values(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
     """Value rows as (main [BLOCK_K, DV_MAIN], tail [BLOCK_K, DV_TAIL])."""
-    values = inputs.value
-    row_ptrs = values.ptr + b * values.strides[0] + (pack // SHAPE.PACKS_PER_KV) * values.strides[2] + rows * values.strides[1]
-    return load_rows(row_ptrs, live, values.strides[3], SHAPE.DV, SHAPE.DV_MAIN, SHAPE.DV_TAIL)
+    row_ptrs = row_starts(inputs.value, b, rows, pack // SHAPE.PACKS_PER_KV, SHAPE.VALUE_ALIGNMENT)
+    return load_rows(row_ptrs, live, inputs.value.strides[3], SHAPE.DV, SHAPE.DV_MAIN, SHAPE.DV_TAIL)
 
 
 @triton.jit

@@ -1,9 +1,11 @@
 """The Triton backend of the operator: allocate, choose a kernel, launch."""
 
+import functools
+
 import torch
 
 from .arguments import gather_call, packs_of
-from .configs import architecture_of, gather_config, split_list
+from .configs import architecture_of, gather_config, split_list, weights_config
 from .gather_decode import gather_decode
 from .gather_prefill import gather_prefill
 from .gather_weights import gather_weights
@@ -26,14 +28,17 @@ def attention(q, k, v, indices, *, return_weights, cu_seqlens_q=None, cu_seqlens
     packs, pack = packs_of(q, k, indices)
     architecture = architecture_of(q.device)
     config = gather_config(pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture)
-    call = gather_call(q, k, v, indices, config, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
+    prepare = functools.partial(gather_call, q, k, v, indices, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
+    call = prepare(config)
     keys = K * arguments["block_size"]
     assert keys < 2**31, f"a list must name fewer than 2**31 keys; got K·block_size = {keys}"
-    keys_per_split, splits = split_list(keys, call.queries * call.head_tiles, config.block_k, architecture.multiprocessors)
+    keys_per_split, splits = split_list(
+        keys, call.queries * call.head_tiles, config.block_k, config.resident * architecture.multiprocessors
+    )
     if splits == 1:
         gather_prefill(call, out, lse)
     else:
         gather_decode(call, out, lse, keys_per_split, splits)
     if return_weights and K > 0:
-        gather_weights(call, lse, weights)
+        gather_weights(prepare(weights_config(config)), lse, weights)
     return out, lse, weights

@@ -1,11 +1,11 @@
 """Launch configurations: pure functions of shape, element size and architecture.
 
-A configuration is checked without a GPU: `selkey codegen` compiles each for every architecture and shows that it neither
-spills nor outgrows shared memory.
+Every entry is checked without a GPU: `selkey codegen` compiles it for each architecture and shows registers, spills, shared
+memory, load width and tensor-core use. What a comment below calls measured was read off that output.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -26,8 +26,8 @@ class Architecture:
         return self.name.startswith("sm_")
 
 
-# shared memory per block from the CUDA programming guide (compute capabilities) and the CDNA ISA guides; multiprocessors of the
-# largest part sold, used only where no device can be asked
+# shared memory per block: CUDA programming guide, "Technical specifications per compute capability", and the CDNA instruction
+# set guides; multiprocessors of the largest part sold, used only where no device can be asked
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
@@ -52,15 +52,62 @@ class GatherConfig:
     block_k: int  # keys in a tile
     num_warps: int
     num_stages: int
+    resident: int  # blocks that run at once on one multiprocessor
+    precision: str  # of fp32 products: "tf32x3" or "ieee"
     d_main: int
     d_tail: int
     dv_main: int
     dv_tail: int
-    precision: str
+
+
+# (columns read per key up to, heads in the pack up to): (block_h, block_k, num_warps, num_stages, resident). Sixteen rows are the
+# smallest operand of a tensor core. With three stages the indices are loaded two tiles ahead and the rows one tile ahead.
+# Resident blocks are those that fit one multiprocessor at the widest row of the entry (measured).
+_HALF_WARPGROUP = (
+    (256, 16, (16, 64, 4, 3, 4)),
+    (256, 32, (32, 64, 4, 3, 3)),
+    (256, 64, (64, 64, 4, 3, 2)),
+    (256, 128, (128, 64, 8, 3, 1)),
+    (512, 16, (16, 32, 4, 3, 2)),
+    (512, 32, (32, 32, 4, 3, 2)),
+    (512, 64, (64, 64, 8, 2, 1)),
+    (640, 16, (16, 32, 8, 3, 2)),
+    (640, 32, (32, 32, 8, 2, 1)),
+    (640, 64, (64, 64, 8, 2, 1)),
+    (1280, 16, (16, 32, 8, 3, 1)),
+    (1280, 32, (32, 32, 8, 2, 1)),
+)
+# Blackwell keeps accumulators in tensor memory and stages the weights through shared memory: 64 keys of 576 columns do not fit
+_HALF_TENSOR_MEMORY = tuple((640, 64, (64, 32, 8, 2, 1)) if entry[:2] == (640, 64) else entry for entry in _HALF_WARPGROUP)
+_HALF_WARP = (
+    (256, 16, (16, 64, 4, 3, 4)),
+    (256, 32, (32, 64, 4, 3, 3)),
+    (256, 64, (64, 64, 4, 3, 2)),
+    (512, 16, (16, 32, 4, 3, 2)),
+    (512, 32, (32, 32, 4, 3, 2)),
+    (640, 16, (16, 32, 8, 3, 2)),
+    (640, 32, (32, 32, 8, 2, 1)),
+    (1280, 16, (16, 32, 8, 3, 1)),
+)
+_HALF_AMD = (
+    (256, 16, (16, 64, 4, 2, 2)),
+    (256, 32, (32, 64, 4, 2, 1)),
+    (1024, 16, (16, 32, 4, 2, 1)),
+    (1280, 16, (16, 16, 2, 2, 1)),
+)
+# fp32 on tf32 tensor cores (three products for one) holds three copies of the operands: beyond 256 columns it spills
+_SINGLE_NVIDIA = (
+    (256, 16, (16, 16, 4, 2, 3)),
+    (1280, 16, (16, 16, 4, 1, 1)),
+)
+_SINGLE_AMD = (
+    (256, 16, (16, 32, 4, 2, 1)),
+    (1280, 16, (16, 16, 4, 1, 1)),
+)
 
 
 def gather_config(pack, D, DV, shares_rows, element_size, architecture):
-    """Configuration for `pack` query heads that share rows of width D and DV.
+    """Configuration for `pack` query heads that attend to rows of width D and DV.
 
     Args:
         pack: query heads that share one list and one KV head.
@@ -70,26 +117,68 @@ def gather_config(pack, D, DV, shares_rows, element_size, architecture):
     """
     d_main, d_tail = split_width(D)
     dv_main, dv_tail = (d_main, d_tail if DV > d_main else 0) if shares_rows else split_width(DV)
-    block_h = min(max(16, triton.next_power_of_2(pack)), 64)
-    return GatherConfig(
-        block_h=block_h, block_k=32, num_warps=4, num_stages=2,
-        d_main=d_main, d_tail=d_tail, dv_main=dv_main, dv_tail=dv_tail,
-        precision="tf32x3" if architecture.is_nvidia else "ieee",
-    )  # fmt: skip
+    # a value that is part of the key is not read, yet its accumulator takes as many registers as that of 64 columns read
+    columns = d_main + d_tail + (64 if shares_rows else dv_main + dv_tail)
+    tile = _tile(_table(element_size, architecture), columns, pack)
+    precision = "tf32x3" if architecture.is_nvidia and columns <= 256 else "ieee"
+    return GatherConfig(*tile, precision, d_main, d_tail, dv_main, dv_tail)
+
+
+def weights_config(config):
+    """The configuration for `gather_weights`, whose programs mostly take one tile each: nothing to pipeline.
+
+    On eight warps a tile of 32 heads by 32 keys spills there (measured, sm_80 and sm_120).
+    """
+    return replace(config, num_stages=1, block_h=16 if (config.block_h, config.num_warps) == (32, 8) else config.block_h)
+
+
+def _table(element_size, architecture):
+    if element_size == 4:
+        return _SINGLE_NVIDIA if architecture.is_nvidia else _SINGLE_AMD
+    if not architecture.is_nvidia:
+        return _HALF_AMD
+    return {"sm_90": _HALF_WARPGROUP, "sm_100": _HALF_TENSOR_MEMORY, "sm_103": _HALF_TENSOR_MEMORY}.get(architecture.name, _HALF_WARP)
+
+
+def _tile(table, columns, pack):
+    """The entry for so many columns that holds the pack, or the one for the largest pack where none does."""
+    assert columns <= table[-1][0], f"a key must have at most {table[-1][0]} columns, value included; got {columns}"
+    widest = next(widest for widest, _, _ in table if columns <= widest)
+    tiles = [(largest, tile) for width, largest, tile in table if width == widest]
+    return next((tile for largest, tile in tiles if pack <= largest), tiles[-1][1])
 
 
 def split_width(width):
-    """A row's width as two tiles, powers of two from 16 up: 128 → (128, 0), 96 → (64, 32), 576 → (512, 64), 100 → (128, 0)."""
+    """A row's width as two tiles, powers of two: 128 → (128, 0), 96 → (64, 32), 576 → (512, 64), 100 → (128, 0).
+
+    A tail is at least 32 wide: below that a tile of keys has fewer 16-byte pieces than a block has threads.
+    """
     whole = max(16, triton.next_power_of_2(width))
-    main = whole // 2
-    tail = max(16, triton.next_power_of_2(width - main)) if width > main else main
-    return (main, tail) if 16 <= main and tail < main else (whole, 0)
+    main, tail = whole // 2, max(32, triton.next_power_of_2(max(width - whole // 2, 1)))
+    return (main, tail) if tail < main else (whole, 0)
 
 
-def split_list(keys, programs, block_k, multiprocessors):
-    """How to spread a list of `keys` over programs: (keys_per_split, splits)."""
+@functools.lru_cache(maxsize=4096)
+def split_list(keys, programs, block_k, slots):
+    """How to spread lists of `keys` over a GPU: (keys_per_split, splits).
+
+    Blocks run in waves of `slots`; a wave takes as long as its stretch of the list, plus about one tile until the first rows
+    arrive. The split with the least waves · (tiles + 1) wins, the smaller one where several tie. A stretch has at least two
+    tiles, so that loads overlap products.
+
+    Args:
+        keys: keys that a list names.
+        programs: blocks that an unsplit launch has.
+        block_k: keys in a tile.
+        slots: blocks that run at once on the whole GPU.
+    """
     tiles = max(1, triton.cdiv(keys, block_k))
-    splits = max(1, min(triton.cdiv(2 * multiprocessors, programs), tiles // 4))
+
+    def time(splits):
+        tiles_per_split = triton.cdiv(tiles, splits)
+        return triton.cdiv(programs * triton.cdiv(tiles, tiles_per_split), slots) * (tiles_per_split + 1)
+
+    splits = min(range(1, max(1, min(tiles // 2, 128)) + 1), key=time)
     tiles_per_split = triton.cdiv(tiles, splits)
     return tiles_per_split * block_k, triton.cdiv(tiles, tiles_per_split)
 
@@ -104,4 +193,4 @@ def architecture_of(device):
     known = ARCHITECTURES.get(name, Architecture(name, 64 * 1024, 64))
     if device.type != "cuda":
         return known
-    return Architecture(name, known.shared_bytes, torch.cuda.get_device_properties(device).multi_processor_count)
+    return replace(known, multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count)

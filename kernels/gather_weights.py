@@ -28,24 +28,27 @@ def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale,
     if inputs.sinks is not None:
         share = 1.0 / (1.0 + tl.exp2(tl.load(inputs.sinks + heads, mask=in_pack, other=MINUS_INFINITY) * LOG2_E - pivot))
 
-    slots = tl.program_id(2) * SHAPE.BLOCK_K + tl.arange(0, SHAPE.BLOCK_K)
-    # [BLOCK_H, BLOCK_K]
-    total = tl.zeros([SHAPE.BLOCK_H, SHAPE.BLOCK_K], tl.float32)
-    for within in range(SHAPE.BLOCK_SIZE):
-        positions, live = live_keys(list_ptr, lists.strides[3], slots, within, slots < length, visible, SHAPE.BLOCK_SIZE)
-        rows_of_keys = first_row + positions
-        key_main, key_tail = load_keys(inputs, b, pack, rows_of_keys, live, SHAPE)
-        logits = tile_logits(
-            inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows_of_keys, live, scale, softcap, SHAPE
-        )
-        total += tl.exp2(logits - pivot[:, None])
-    weight_ptrs = weights.ptr + b * weights.strides[0] + s * weights.strides[1] + heads[:, None] * weights.strides[2]
-    tl.store(weight_ptrs + slots[None, :].to(tl.int64) * weights.strides[3], total * share[:, None], mask=in_pack[:, None] & (slots[None, :] < K))
+    weight_ptrs = weights.ptr + b * weights.strides[0] + s * weights.strides[1] + heads * weights.strides[2]
+    for first_slot in range(tl.program_id(2) * SHAPE.BLOCK_K, K, tl.num_programs(2) * SHAPE.BLOCK_K):
+        slots = first_slot + tl.arange(0, SHAPE.BLOCK_K)
+        # [BLOCK_H, BLOCK_K]
+        total = tl.zeros([SHAPE.BLOCK_H, SHAPE.BLOCK_K], tl.float32)
+        for within in range(SHAPE.BLOCK_SIZE):
+            positions, live = live_keys(list_ptr, lists.strides[3], slots, within, slots < length, visible, SHAPE.BLOCK_SIZE)
+            key_rows = first_row + positions
+            key_main, key_tail = load_keys(inputs, b, pack, key_rows, live, SHAPE)
+            logits = tile_logits(
+                inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, key_rows, live, scale, softcap, SHAPE
+            )
+            total += tl.exp2(logits - pivot[:, None])
+        slot_ptrs = weight_ptrs[:, None] + slots[None, :].to(tl.int64) * weights.strides[3]
+        tl.store(slot_ptrs, total * share[:, None], mask=in_pack[:, None] & (slots[None, :] < K))
 
 
 def gather_weights(call, lse, weights):
     """Write the weights ``[B, S, HQ, K]`` fp32 of a GatherCall whose lse ``[B, S, HQ]`` is known."""
-    slot_tiles = triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value)
+    # 65535 is the largest grid on axis 2; what is beyond it a program takes in turn
+    slot_tiles = min(triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value), 65535)
     gather_weights_kernel[(call.queries, call.head_tiles, slot_tiles)](
         call.inputs, rows(lse), rows(weights), **call.scalars, SHAPE=call.shape, **call.options
     )

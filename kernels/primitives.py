@@ -90,6 +90,13 @@ def live_keys(index_ptr, slot_stride, slots, within, is_listed, visible, BLOCK_S
 
 
 @triton.jit
+def row_starts(tensor, b, rows, head, ALIGNMENT: tl.constexpr):
+    """Pointers to rows (b, rows[i], head) of a tensor [B, N, HEADS, D] whose strides are multiples of ALIGNMENT elements."""
+    head_start = tl.multiple_of(b * tensor.strides[0] + head * tensor.strides[2], ALIGNMENT)
+    return tensor.ptr + head_start + tl.multiple_of(rows * tensor.strides[1], [ALIGNMENT])
+
+
+@triton.jit
 def load_columns(row_ptrs, is_live, column_stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """Columns FIRST … FIRST + BLOCK_D − 1 of rows that are WIDTH wide; 0 where dead or beyond the row. [ROWS, BLOCK_D]"""
     columns = FIRST + tl.arange(0, BLOCK_D)
