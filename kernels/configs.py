@@ -125,11 +125,13 @@ def gather_config(pack, D, DV, shares_rows, element_size, architecture):
 
 
 def weights_config(config):
-    """The configuration for `gather_weights`, whose programs mostly take one tile each: nothing to pipeline.
+    """The configuration for `gather_weights`: what `gather_config` chose, less what was measured not to fit there.
 
-    On eight warps a tile of 32 heads by 32 keys spills there (measured, sm_80 and sm_120).
+    Tiles of 64 heads outgrow shared memory when they are pipelined; on eight warps a tile of 32 heads by 32 keys spills.
     """
-    return replace(config, num_stages=1, block_h=16 if (config.block_h, config.num_warps) == (32, 8) else config.block_h)
+    if config.block_h >= 64:
+        return replace(config, num_stages=1)
+    return replace(config, block_h=16) if config.block_h == 32 and config.num_warps == 8 else config
 
 
 def _table(element_size, architecture):

@@ -1,0 +1,61 @@
+"""Every kernel configuration, compiled for GPUs that are not here, as a user's call would compile it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from selkey.bench.codegen import ARCHITECTURES, CASES, blocks_per_multiprocessor
+
+FIELDS = {
+    "kernel", "config", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm", "gather_load_bytes",
+    "tensor_core_instructions",
+}  # fmt: skip
+
+
+def selkey_codegen(*options):
+    """The command in a process of its own: under the interpreter kernels cannot be compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", "from selkey.bench.cli import main; main()", "codegen", *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architecture):
+    result = selkey_codegen("--arch", architecture, "--json")
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    kernels = {row["kernel"] for row in rows}
+    assert kernels == {"gather_decode", "gather_prefill", "gather_weights", "combine"}
+    assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in CASES})
+    for row in rows:
+        assert set(row) == FIELDS
+        assert row["arch"] == architecture
+        assert row["spill_bytes"] == 0, row
+        assert row["blocks_per_sm"] >= 1, row
+        if row["kernel"] == "combine":
+            continue
+        # all widths of CASES are multiples of 16 bytes
+        assert row["gather_load_bytes"] == 16, row
+        # fp32 beyond 256 columns a key runs on the ordinary units: emulating it on tf32 tensor cores spills
+        wide_fp32 = "float32" in row["config"] and ("d512" in row["config"] or "d576" in row["config"])
+        if not (wide_fp32 and architecture.startswith("sm_")):
+            assert row["tensor_core_instructions"] > 0, row
+
+
+def test_an_unknown_architecture_is_named():
+    result = selkey_codegen("--arch", "sm_70")
+    assert result.returncode != 0
+    assert "sm_70" in result.stderr and "sm_80" in result.stderr
+
+
+def test_blocks_per_multiprocessor_is_bounded_by_each_resource():
+    # 65536 registers: 128 a thread and 128 threads leave room for 4; 2048 threads for 8 blocks of 8 warps
+    assert blocks_per_multiprocessor("sm_90", 4, 128, 0) == 4
+    assert blocks_per_multiprocessor("sm_90", 8, 16, 0) == 8
+    assert blocks_per_multiprocessor("sm_90", 4, 16, 100 * 1024) == 2
+    assert blocks_per_multiprocessor("sm_90", 4, 16, 228 * 1024) == 0
+    # 512 registers a lane: 256 leave two waves on each of four SIMDs, two blocks of four waves
+    assert blocks_per_multiprocessor("gfx942", 4, 256, 16 * 1024) == 2
