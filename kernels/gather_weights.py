@@ -13,6 +13,9 @@ from .arguments import rows
 from .attend import load_keys, start_program, tile_logits
 from .primitives import LOG2_E, MINUS_INFINITY, live_keys
 
+# of axes 1 and 2 on NVIDIA GPUs; tiles beyond it a program takes in turn
+LARGEST_GRID_AXIS = 65535
+
 
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset"])
 def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
@@ -47,8 +50,7 @@ def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale,
 
 def gather_weights(call, lse, weights):
     """Write the weights ``[B, S, HQ, K]`` fp32 of a GatherCall whose lse ``[B, S, HQ]`` is known."""
-    # 65535 is the largest grid on axis 2; what is beyond it a program takes in turn
-    slot_tiles = min(triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value), 65535)
+    slot_tiles = min(triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value), LARGEST_GRID_AXIS)
     gather_weights_kernel[(call.queries, call.head_tiles, slot_tiles)](
         call.inputs, rows(lse), rows(weights), **call.scalars, SHAPE=call.shape, **call.options
     )
