@@ -4,10 +4,13 @@ A tensor is one thing, its pointer and its strides, so that a kernel's signature
 are run-time values: a new length compiles nothing.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import triton.language as tl
+
+from .configs import ceil_divide
 
 
 class Rows(NamedTuple):
@@ -92,13 +95,6 @@ def gather_call(
         cu_seqlens_k=_dense(cu_seqlens_k),
         sinks=_dense(sinks),
     )
-    shape = dict(
-        BLOCK_SIZE=block_size, PACK=pack, PACKS_PER_KV=packs // HK, D=D, DV=v_head_dim,
-        D_MAIN=config.d_main, D_TAIL=config.d_tail, DV_MAIN=config.dv_main, DV_TAIL=config.dv_tail,
-        BLOCK_H=config.block_h, BLOCK_K=config.block_k,
-        IS_CAUSAL=query_offset is not None, HAS_SOFTCAP=softcap is not None, PRECISION=config.precision,
-        KEY_ALIGNMENT=_row_alignment(k), VALUE_ALIGNMENT=16 if v is None else _row_alignment(v),
-    )  # fmt: skip
     return GatherCall(
         inputs=tensors,
         scalars=dict(
@@ -106,11 +102,26 @@ def gather_call(
             query_offset=query_offset if isinstance(query_offset, int) else 0,
             scale=float(scale), softcap=0.0 if softcap is None else float(softcap),
         ),
-        shape=GatherShape(**{name: tl.constexpr(value) for name, value in shape.items()}),
+        shape=_gather_shape(
+            config, block_size, pack, packs // HK, D, v_head_dim, query_offset is not None, softcap is not None,
+            _row_alignment(k), 16 if v is None else _row_alignment(v),
+        ),
         options=dict(num_warps=config.num_warps, num_stages=config.num_stages),
         queries=B * S,
-        head_tiles=packs * -(-pack // config.block_h),
+        head_tiles=packs * ceil_divide(pack, config.block_h),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _gather_shape(config, block_size, pack, packs_per_kv, D, DV, is_causal, has_softcap, key_alignment, value_alignment):
+    """GatherShape of a configuration; remembered, because wrapping its fields takes longer than a launch."""
+    shape = GatherShape(
+        BLOCK_SIZE=block_size, PACK=pack, PACKS_PER_KV=packs_per_kv, D=D, DV=DV,
+        D_MAIN=config.d_main, D_TAIL=config.d_tail, DV_MAIN=config.dv_main, DV_TAIL=config.dv_tail,
+        BLOCK_H=config.block_h, BLOCK_K=config.block_k, IS_CAUSAL=is_causal, HAS_SOFTCAP=has_softcap, PRECISION=config.precision,
+        KEY_ALIGNMENT=key_alignment, VALUE_ALIGNMENT=value_alignment,
+    )  # fmt: skip
+    return GatherShape(*(tl.constexpr(value) for value in shape))
 
 
 def packs_of(q, k, indices):

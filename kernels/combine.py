@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .arguments import rows
+from .configs import next_power_of_two
 from .primitives import LOG2_E, MINUS_INFINITY, online_softmax_update, store_result
 
 
@@ -46,7 +47,7 @@ def combine_kernel(partial_out, partial_lse, sinks_ptr, out, lse, S, SPLITS, DV:
 def combine(partial_out, partial_lse, sinks, out, lse):
     """Merge ``[P, B, S, HQ, DV]`` and ``[P, B, S, HQ]`` (fp32, natural logarithm) into `out` and `lse` of one dimension less."""
     splits, B, S, HQ, DV = partial_out.shape
-    block_dv = triton.next_power_of_2(DV)
+    block_dv = next_power_of_two(DV)
     combine_kernel[(B * S, HQ)](
         rows(partial_out), rows(partial_lse), sinks, rows(out), rows(lse), S, splits,
         DV=DV, BLOCK_DV=block_dv, BLOCK_P=max(1, min(16, 4096 // block_dv)), num_warps=4,

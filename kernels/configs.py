@@ -106,6 +106,7 @@ _SINGLE_AMD = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def gather_config(pack, D, DV, shares_rows, element_size, architecture):
     """Configuration for `pack` query heads that attend to rows of width D and DV.
 
@@ -155,8 +156,8 @@ def split_width(width):
 
     A tail is at least 32 wide: below that a tile of keys has fewer 16-byte pieces than a block has threads.
     """
-    whole = max(16, triton.next_power_of_2(width))
-    main, tail = whole // 2, max(32, triton.next_power_of_2(max(width - whole // 2, 1)))
+    whole = max(16, next_power_of_two(width))
+    main, tail = whole // 2, max(32, next_power_of_two(max(width - whole // 2, 1)))
     return (main, tail) if tail < main else (whole, 0)
 
 
@@ -174,15 +175,23 @@ def split_list(keys, programs, block_k, slots):
         block_k: keys in a tile.
         slots: blocks that run at once on the whole GPU.
     """
-    tiles = max(1, triton.cdiv(keys, block_k))
+    tiles = max(1, ceil_divide(keys, block_k))
 
     def time(splits):
-        tiles_per_split = triton.cdiv(tiles, splits)
-        return triton.cdiv(programs * triton.cdiv(tiles, tiles_per_split), slots) * (tiles_per_split + 1)
+        tiles_per_split = ceil_divide(tiles, splits)
+        return ceil_divide(programs * ceil_divide(tiles, tiles_per_split), slots) * (tiles_per_split + 1)
 
     splits = min(range(1, max(1, min(tiles // 2, 128)) + 1), key=time)
-    tiles_per_split = triton.cdiv(tiles, splits)
-    return tiles_per_split * block_k, triton.cdiv(tiles, tiles_per_split)
+    tiles_per_split = ceil_divide(tiles, splits)
+    return tiles_per_split * block_k, ceil_divide(tiles, tiles_per_split)
+
+
+def ceil_divide(a, b):
+    return -(-a // b)
+
+
+def next_power_of_two(n):
+    return 1 << (n - 1).bit_length()
 
 
 @functools.lru_cache

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .arguments import rows
 from .attend import load_keys, start_program, tile_logits
+from .configs import ceil_divide
 from .primitives import LOG2_E, MINUS_INFINITY, live_keys
 
 # of axes 1 and 2 on NVIDIA GPUs; tiles beyond it a program takes in turn
@@ -50,7 +51,7 @@ def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale,
 
 def gather_weights(call, lse, weights):
     """Write the weights ``[B, S, HQ, K]`` fp32 of a GatherCall whose lse ``[B, S, HQ]`` is known."""
-    slot_tiles = min(triton.cdiv(call.scalars["K"], call.shape.BLOCK_K.value), LARGEST_GRID_AXIS)
+    slot_tiles = min(ceil_divide(call.scalars["K"], call.shape.BLOCK_K.value), LARGEST_GRID_AXIS)
     gather_weights_kernel[(call.queries, call.head_tiles, slot_tiles)](
         call.inputs, rows(lse), rows(weights), **call.scalars, SHAPE=call.shape, **call.options
     )

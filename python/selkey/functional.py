@@ -58,11 +58,13 @@ def attention(
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected.
+        RuntimeError: a gradient is asked of a backend without a backward pass; so far only "reference" has one.
     """
     checks.check_attention(
         q, k, v, indices, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim
     )
     checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
+    checks.check_gradients(backend, q=q, k=k, v=v, index_bias=index_bias, key_bias=key_bias, sinks=sinks)
     results = _backend(backend, q)(
         q, k, v, indices,
         block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
@@ -120,6 +122,7 @@ def attention_varlen(
         block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim,
     )  # fmt: skip
     checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
+    checks.check_gradients(backend, q=q, k=k, v=v, index_bias=index_bias, key_bias=key_bias, sinks=sinks)
 
     def batched(tensor):
         return None if tensor is None else tensor.unsqueeze(0)
