@@ -10,7 +10,7 @@ from selkey import functional
 
 
 def small_call():
-    return torch.randn(1, 1, 4, 16), torch.randn(1, 9, 2, 16), torch.randn(1, 9, 2, 16), torch.zeros(1, 1, 1, 3, dtype=torch.int32)
+    return torch.randn(1, 1, 4, 16), torch.randn(1, 9, 2, 16), torch.randn(1, 9, 2, 16), torch.tensor([[[[3, 0, 7]]]])
 
 
 @pytest.mark.clean_memory
