@@ -49,16 +49,17 @@ def locate_query(inputs, query, S, N, B, query_offset, IS_CAUSAL: tl.constexpr):
         s = query
         owner = find_sequence(query, inputs.cu_seqlens_q, B)
         exists = (owner >= 0) & (owner < B)
+        # of a query that nobody owns every length reads 0; with B = 0 there is not even a first sequence to read
         sequence = tl.where(exists, owner, 0)
         position = query - tl.load(inputs.cu_seqlens_q + sequence, mask=exists, other=0).to(tl.int64)
         first_row = tl.load(inputs.cu_seqlens_k + sequence, mask=exists, other=0).to(tl.int64)
         visible = tl.minimum(tl.load(inputs.cu_seqlens_k + sequence + 1, mask=exists, other=0).to(tl.int64), N) - first_row
     if inputs.kv_lengths is not None:
-        visible = tl.minimum(visible, tl.load(inputs.kv_lengths + sequence).to(tl.int64))
+        visible = tl.minimum(visible, tl.load(inputs.kv_lengths + sequence, mask=sequence < B, other=0).to(tl.int64))
     if IS_CAUSAL:
         position += query_offset
         if inputs.query_offsets is not None:
-            position += tl.load(inputs.query_offsets + sequence).to(tl.int64)
+            position += tl.load(inputs.query_offsets + sequence, mask=sequence < B, other=0).to(tl.int64)
         visible = tl.minimum(visible, position + 1)
     return b, s, first_row, visible
 
@@ -120,12 +121,29 @@ def load_rows(row_ptrs, is_live, column_stride, WIDTH: tl.constexpr, MAIN: tl.co
 
 
 @triton.jit
+def tanh(x):
+    """Hyperbolic tangent to two units in the last place.
+
+    Near 0 the exponential form cancels, and a soft cap multiplies what is lost: a polynomial in x² takes over (Chebyshev fit of
+    tanh(x) / x over |x| ≤ 0.625, error below one unit). At both ends the exponential form is exact: exp is infinite or 0.
+    """
+    y = x * x
+    near = -0.005664775148
+    near = near * y + 0.02059567906
+    near = near * y - 0.05372267962
+    near = near * y + 0.1333114952
+    near = near * y - 0.333332628
+    near = (near * y + 1.0) * x
+    far = 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2_E)) + 1.0)
+    return tl.where(y <= 0.390625, near, far)
+
+
+@triton.jit
 def scaled_logits(products, scale, softcap, HAS_SOFTCAP: tl.constexpr):
     """q·k products → logits in natural units: scaled, then capped at ±softcap."""
     logits = products * scale
     if HAS_SOFTCAP:
-        # tanh(x) = 1 − 2 / (exp(2x) + 1): exact at both ends, where exp overflows to infinity or vanishes
-        logits = softcap * (1.0 - 2.0 / (tl.exp2(logits * (2.0 * LOG2_E / softcap)) + 1.0))
+        logits = softcap * tanh(logits / softcap)
     return logits
 
 
