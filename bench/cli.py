@@ -1,0 +1,197 @@
+"""The `selkey` command. Torch is imported when a command runs, so that `selkey --help` answers at once."""
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from selkey.bench import units, workloads
+
+_QUICK = {
+    "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
+    "lengths": (256, 512, 1024), "list": 64, "seconds": 15,
+}  # fmt: skip
+_FULL = {
+    "heads": workloads.HEADS, "contexts": workloads.CONTEXTS, "ks": (2048,), "k_context": 32768,
+    "lengths": (1024, 2048, 4096, 8192), "list": 256, "seconds": 110,
+}  # fmt: skip
+
+
+class _Parsed(click.ParamType):
+    """An option whose text goes through a parser; its ValueError becomes a usage error."""
+
+    def __init__(self, name, parse):
+        self.name, self.parse = name, parse
+
+    def convert(self, value, param, ctx):
+        try:
+            return self.parse(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+_COUNTS = _Parsed("counts", units.parse_counts)
+_COUNT = _Parsed("count", units.parse_count)
+_BYTES = _Parsed("bytes", units.parse_bytes)
+
+
+@click.group()
+@click.version_option(package_name="selkey")
+def main():
+    """Attention over selected keys: measure it on this machine, draw the figures, look at what the kernels compile to."""
+
+
+@main.command()
+@click.option("--heads", type=_COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
+@click.option("--contexts", type=_COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
+@click.option("--k", "ks", type=_COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
+@click.option(
+    "--fix",
+    type=click.Choice(["hidden", "head_dim", "both"]),
+    default="both",
+    show_default=True,
+    help="What stays the same when the heads vary: the hidden size (head_dim = hidden / heads) or head_dim.",
+)
+@click.option("--hidden", type=_COUNT, default=4096, show_default=True, help="Hidden size for --fix hidden.")
+@click.option("--head-dim", type=_COUNT, default=128, show_default=True, help="Width of a head for --fix head_dim.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--workload", "wanted", type=click.Choice(workloads.WORKLOADS), multiple=True, help="Only this one; repeatable.  [default: all]"
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
+@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
+@click.option("--max-memory", type=_BYTES, help="Memory that may be used, such as 8G.  [default: most of what is free]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
+def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots):  # fmt: skip
+    """Measure attention over selected keys against dense attention and a plain gather.
+
+    Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
+    For --workload prefill alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
+    are its keys.
+    """
+    from rich.console import Console
+
+    from selkey.bench import devices, memory, progress, summary
+    from selkey.bench.peers import PEERS
+    from selkey.bench.run import Plan, run
+
+    device = _device(device)
+    wanted = wanted or workloads.WORKLOADS
+    default = _QUICK if quick else _FULL
+    try:
+        cases = _cases(wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
+    environment = devices.environment(device)
+    plan = Plan(
+        environment=environment,
+        cases=cases,
+        with_real="real" in wanted,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        seconds=time_budget or default["seconds"],
+        memory_limit=max_memory or memory.available(device),
+        invocation=shlex.join(["selkey", *sys.argv[1:]]),
+    )
+    folder = out or Path("bench-results", devices.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    writer = _writer(folder)
+    console = Console(highlight=False)
+    console.print(f"[bold]selkey bench[/bold] on {environment['device']}, {dtype}; about {units.duration(plan.seconds * 1e6)}")
+    if environment["busy_cores"] > 0.3:
+        busy = f"other programs keep {environment['busy_cores']:.1f} cores busy: times will be noisy and the run longer"
+        console.print(busy, style="yellow")
+    try:
+        with progress.bar(console) as watch:
+            run(plan, PEERS, writer, watch)
+    except KeyboardInterrupt:
+        if writer.rows:
+            console.print(f"Interrupted. {len(writer.rows)} rows are kept in {writer.path}; `selkey plot {writer.path}` draws them.")
+        else:
+            console.print("Interrupted before anything was measured.")
+        raise SystemExit(130) from None
+    summary.show(writer.rows, console)
+    console.print(f"\nresults   {writer.path}  ({len(writer.rows)} rows)", soft_wrap=True)
+    if plots:
+        _draw(writer.rows, folder, console)
+
+
+@main.command()
+@click.argument("recorded", metavar="RECORDS.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the pictures.  [default: that of the records]")
+def plot(recorded, out):
+    """Draw every figure that the records hold data for."""
+    from rich.console import Console
+
+    from selkey.bench import records
+
+    try:
+        rows, complaints = records.read(recorded)
+    except (ValueError, OSError) as problem:
+        raise click.ClickException(str(problem)) from None
+    for complaint in complaints:
+        click.echo(f"{recorded}: {complaint}", err=True)
+    _draw(rows, out or recorded.parent, Console(highlight=False))
+
+
+@main.command()
+@click.option("--arch", "architectures", multiple=True, help="An architecture such as sm_90 or gfx942; repeatable.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+def codegen(architectures, as_json):
+    """Compile every kernel configuration, with or without a GPU, and show registers, spills and instructions."""
+    from selkey.bench import codegen as module
+
+    try:
+        module.codegen(list(architectures or module.ARCHITECTURES), as_json)
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
+
+
+def _cases(wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
+    """What the options ask for, in the order of measuring; None means the default."""
+    cases = []
+    if "k_sweep" in wanted:
+        cases += workloads.k_sweep(max(contexts) if contexts and len(wanted) == 1 else default["k_context"], dtype=dtype)
+    if "decode" in wanted:
+        sweep = (heads or default["heads"], contexts or default["contexts"], ks or default["ks"])
+        fixes = ("hidden", "head_dim") if fix == "both" else (fix,)
+        cases += workloads.decode_sweep(*sweep, fix=fixes, hidden=hidden, head_dim=head_dim, dtype=dtype)
+    if "prefill" in wanted:
+        alone = len(wanted) == 1
+        lengths = contexts if contexts and alone else default["lengths"]
+        cases += workloads.prefill(lengths, ks[0] if ks and alone else default["list"], dtype=dtype)
+    return tuple(cases)
+
+
+def _device(name):
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no GPU here; --device cpu measures the CPU backend")
+    return name
+
+
+def _writer(folder):
+    from selkey.bench import records
+
+    path = folder / "records.jsonl"
+    if path.exists():
+        raise click.UsageError(f"--out {folder} already holds records.jsonl: choose another folder, nothing is overwritten")
+    try:
+        return records.Writer(path)
+    except OSError as problem:
+        raise click.UsageError(f"--out {folder} cannot be written: {problem}") from None
+
+
+def _draw(rows, folder, console):
+    from selkey.bench import plot as figures
+
+    for path in figures.draw(rows, folder):
+        console.print(f"picture   {path}", soft_wrap=True)

@@ -1,0 +1,114 @@
+"""Before anything is timed: does the implementation compute the right thing on these very inputs?
+
+Truth for a list is `selkey.attention(..., backend="reference")`, for all keys dense attention in fp32. Where the whole
+would take longer than the benchmark, some queries and some KV heads (with all their query heads) are checked: always the
+first and the last, the others evenly spread.
+
+The tolerance. Let u be half the spacing of the dtype at 1 (2⁻⁸ for bf16, 2⁻¹¹ for fp16, 2⁻²⁴ for fp32). An implementation
+that accumulates in fp32 rounds the softmax weights once and the output once, and the truth is itself rounded to the
+dtype: three roundings, each at most u relative in the 2-norm; 4 u leaves a margin of a third. fp32 logits of magnitude
+below 16 and their exponentials add some 1e-6 each; 1e-5 covers them. A single wrong key among 2048 random ones moves the
+output by about √2 / √2048 = 3.1e-2, twice the bf16 tolerance.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import selkey
+
+_QUERIES = 4
+_REFERENCE_ROWS = 2**16
+_DENSE_HEADS = 2
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an output has to be, at some queries and KV heads.
+
+    Attributes:
+        queries, kv_heads: positions checked.
+        kv_heads_stored: HK.
+        vectors: ``[B, queries, kv_heads · group, DV]``.
+        against: where it comes from.
+    """
+
+    queries: list[int]
+    kv_heads: list[int]
+    kv_heads_stored: int
+    vectors: torch.Tensor
+    against: str
+
+
+def truth(inputs, reads):
+    """The truth about the inputs of a case.
+
+    Args:
+        inputs: `selkey.bench.inputs.Inputs`.
+        reads: "all" or "selected", what is attended.
+    """
+    (S, HQ), HK = inputs.q.shape[1:3], inputs.k.shape[2]
+    queries = _spread(S, _QUERIES)
+    if reads == "all":
+        heads, attend, against = _spread(HK, _DENSE_HEADS), _dense, "dense attention in fp32"
+    else:
+        rows = len(queries) * HQ * inputs.indices.shape[3]
+        heads = _spread(HK, max(2, HK * _REFERENCE_ROWS // max(rows, 1)))
+        attend, against = _selected, "selkey reference"
+    return Truth(queries, heads, HK, torch.stack([attend(inputs, s, heads) for s in queries], 1), against)
+
+
+def check(out, expected):
+    """Compare an output ``[B, S, HQ, DV]`` with the truth.
+
+    Returns:
+        dict: ok, error_rel_l2 (the largest over the vectors checked), tolerance, against, queries and kv_heads checked.
+    """
+    got = out[:, expected.queries].unflatten(2, (expected.kv_heads_stored, -1))[:, :, expected.kv_heads].flatten(2, 3).double()
+    error = (got - expected.vectors).norm(dim=-1) / expected.vectors.double().norm(dim=-1).clamp(min=1e-30)
+    worst, limit = float(error.nan_to_num(nan=torch.inf, posinf=torch.inf).max()), tolerance(out.dtype)
+    return {
+        "ok": worst <= limit, "error_rel_l2": worst if worst < float("inf") else None, "tolerance": limit,
+        "against": expected.against, "queries": len(expected.queries), "kv_heads": len(expected.kv_heads),
+    }  # fmt: skip
+
+
+def tolerance(dtype):
+    """Largest allowed relative 2-norm error of one output vector."""
+    return 4 * torch.finfo(dtype).eps / 2 + 1e-5
+
+
+def _dense(inputs, s, heads):
+    """One query, all keys that it may see, fp32 → ``[B, heads · group, DV]``."""
+    q, k, v = _heads_of(inputs, s, heads)
+    end = k.shape[1] if inputs.query_offset is None else inputs.query_offset + s + 1
+    out = F.scaled_dot_product_attention(
+        q.float().unflatten(2, (len(heads), -1))[:, 0], k[:, :end].transpose(1, 2).float(), v[:, :end].transpose(1, 2).float(),
+        scale=inputs.scale,
+    )  # fmt: skip
+    return out.flatten(1, 2)
+
+
+def _selected(inputs, s, heads):
+    """One query and its lists by the reference → ``[B, heads · group, DV]``."""
+    q, k, v = _heads_of(inputs, s, heads)
+    lists = inputs.indices[:, s : s + 1]
+    if lists.shape[2] > 1:
+        lists = lists.unflatten(2, (inputs.k.shape[2], -1))[:, :, heads].flatten(2, 3)
+    offset = None if inputs.query_offset is None else inputs.query_offset + s
+    return selkey.attention(q, k, v, lists, query_offset=offset, scale=inputs.scale, backend="reference")[:, 0]
+
+
+def _heads_of(inputs, s, heads):
+    q = inputs.q[:, s : s + 1].unflatten(2, (inputs.k.shape[2], -1))[:, :, heads].flatten(2, 3)
+    if len(heads) == inputs.k.shape[2]:
+        return q, inputs.k, inputs.v
+    return q, inputs.k[:, :, heads], inputs.v[:, :, heads]
+
+
+def _spread(n, wanted):
+    """At most `wanted` of 0 … n − 1, the first and the last among them."""
+    if n <= wanted:
+        return list(range(n))
+    return sorted({round(i * (n - 1) / (wanted - 1)) for i in range(wanted)})

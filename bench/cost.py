@@ -1,0 +1,125 @@
+"""Operations and bytes of attention over all keys or over selected keys: pure functions of a case.
+
+Conventions. A *pair* is one query head of one query with one key. Three byte counts, because they answer different
+questions (all include q, out and, for lists, 4-byte indices):
+
+    algorithmic  what the mathematics asks for: every row again for every query and list, not deduplicated
+    touched      the same with each row rounded to the sectors that memory delivers (32 B on a GPU, 64 B lines on a CPU)
+    unique       each row once, however many queries read it: the least that DRAM has to deliver to a cold cache
+
+The roof of a call is the larger of unique bytes / read bandwidth and operations / matrix rate.
+"""
+
+from dataclasses import dataclass
+from math import gcd
+
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+INDEX_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ByteCounts:
+    """Bytes of one call, see the head of this file."""
+
+    algorithmic: int
+    touched: float
+    unique: float
+
+    @property
+    def reuse(self):
+        """Touched over unique: how often a row is read on average."""
+        return self.touched / self.unique
+
+
+def keys_per_query_head(case, reads):
+    """Σ over the queries of one sequence of the keys that one head of it attends.
+
+    Args:
+        reads: "all" or "selected".
+    """
+    hidden_from_first = case.q_len - 1 if case.causal else 0
+    first = case.context - hidden_from_first
+    step = 1 if case.causal else 0
+    if reads == "all":
+        return case.q_len * first + step * case.q_len * (case.q_len - 1) // 2
+    if not case.causal or case.k <= first:
+        return case.q_len * min(case.k, first)
+    growing = min(case.q_len, case.k - first)
+    return growing * first + growing * (growing - 1) // 2 + (case.q_len - growing) * case.k
+
+
+def flops(case, reads):
+    """2 D for a logit and 2 DV for a weighted value, per pair; the exponential is not counted."""
+    return 2 * case.batch * case.n_heads * keys_per_query_head(case, reads) * (case.head_dim + case.v_head_dim)
+
+
+def sectors_bytes(row_bytes, sector):
+    """Bytes delivered for one row, averaged over rows packed behind one another from a sector boundary on.
+
+    Such rows start at every multiple of g = gcd(row, sector) within a sector equally often, which sums to
+    (row + sector − g) bytes; a row that is a multiple of the sector costs itself.
+    """
+    return row_bytes + sector - gcd(row_bytes, sector)
+
+
+def fixed_bytes(case, reads):
+    """q, out and the lists."""
+    element = ELEMENT_BYTES[case.dtype]
+    queries = case.batch * case.q_len
+    vectors = queries * case.n_heads * (case.head_dim + case.v_head_dim) * element
+    return vectors + (queries * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0)
+
+
+def byte_counts(case, reads, unique_rows, sector):
+    """The three counts of one call.
+
+    Args:
+        unique_rows: key rows that at least one list names, over all batches and KV heads; ignored for "all".
+        sector: bytes of the smallest read from memory.
+    """
+    element = ELEMENT_BYTES[case.dtype]
+    key, value = case.head_dim * element, case.v_head_dim * element
+    fixed = fixed_bytes(case, reads)
+    if reads == "all":
+        streams, row = case.n_kv_heads, key + value
+        unique_rows = case.batch * case.n_kv_heads * case.context
+    else:
+        streams, row = max(case.n_list_heads, case.n_kv_heads), sectors_bytes(key, sector) + sectors_bytes(value, sector)
+    rows = case.batch * streams * keys_per_query_head(case, reads)
+    return ByteCounts(algorithmic=rows * (key + value) + fixed, touched=rows * row + fixed, unique=unique_rows * row + fixed)
+
+
+def cache_bytes(case):
+    """K and V of one layer."""
+    return case.batch * case.n_kv_heads * case.context * (case.head_dim + case.v_head_dim) * ELEMENT_BYTES[case.dtype]
+
+
+def input_bytes(case, reads):
+    """What has to lie in memory before the call: K, V, q and, for lists, the lists."""
+    q = case.batch * case.q_len * case.n_heads * case.head_dim * ELEMENT_BYTES[case.dtype]
+    lists = case.batch * case.q_len * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0
+    return cache_bytes(case) + q + lists
+
+
+def output_bytes(case):
+    """out, in the dtype of q."""
+    return case.batch * case.q_len * case.n_heads * case.v_head_dim * ELEMENT_BYTES[case.dtype]
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The least time that measured ceilings allow, and which of them decides."""
+
+    time_us: float
+    bound: str
+
+
+def roof(unique_bytes, operations, read_gbps, matrix_tflops):
+    """Roofline of one call.
+
+    Args:
+        read_gbps: measured read bandwidth, 10⁹ B/s.
+        matrix_tflops: measured matrix rate in the dtype of the case, 10¹² operations/s.
+    """
+    memory_us, matrix_us = unique_bytes / read_gbps / 1e3, operations / matrix_tflops / 1e6
+    return Roof(max(memory_us, matrix_us), "memory" if memory_us >= matrix_us else "matrix")

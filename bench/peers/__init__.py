@@ -1,0 +1,13 @@
+"""Implementations under comparison: one module each, added to `PEERS` and nowhere else.
+
+A module has
+    NAME          as it stands in records and figures
+    READS         "all" or "selected" keys
+    attend(inputs)            the call that is timed: `Inputs` → out ``[B, S, HQ, DV]``
+    backend(device)           which code answers on "cpu" or "cuda", for the record
+    extra_bytes(case, device) predicted peak of what the call allocates, its output included
+"""
+
+from selkey.bench.peers import gather, sdpa, selected
+
+PEERS = {peer.NAME: peer for peer in (sdpa, gather, selected)}

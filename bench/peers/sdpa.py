@@ -1,0 +1,39 @@
+"""Dense attention over all keys: `torch.nn.functional.scaled_dot_product_attention`, as a user would call it."""
+
+import torch
+import torch.nn.functional as F
+
+from selkey.bench import cost
+
+NAME = "sdpa"
+READS = "all"
+
+
+def attend(inputs):
+    """Heads of a group become queries of their KV head where the call has a single query: the faster of the two spellings."""
+    q, k, v = inputs.q.transpose(1, 2), inputs.k.transpose(1, 2), inputs.v.transpose(1, 2)
+    if q.shape[2] == 1:
+        return F.scaled_dot_product_attention(q.view(q.shape[0], k.shape[1], -1, q.shape[3]), k, v, scale=inputs.scale).view(
+            q.shape[0], 1, q.shape[1], v.shape[3]
+        )
+    is_causal = inputs.query_offset is not None
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=inputs.scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
+
+
+def backend(device):
+    return f"torch scaled_dot_product_attention ({device})"
+
+
+def extra_bytes(case, device):
+    """The output; on the CPU also what each thread of the flash kernel holds (ATen, FlashAttentionKernel.cpp): a tile of
+    fp32 logits, two rows of statistics and an fp32 accumulator, and for 16-bit types the tile once more in that type."""
+    if device == "cuda":
+        return cost.output_bytes(case)
+    rows = case.q_len if case.q_len > 1 else case.n_heads // case.n_kv_heads
+    query_tile = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
+    key_tile = min(case.context, 512)
+    logits = query_tile * key_tile
+    element = cost.ELEMENT_BYTES[case.dtype]
+    one_thread = 4 * (logits + 2 * query_tile + query_tile * case.v_head_dim) + (element * logits if element < 4 else 0)
+    return cost.output_bytes(case) + torch.get_num_threads() * one_thread

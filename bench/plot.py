@@ -1,0 +1,34 @@
+"""Figures from records alone: nothing is measured, looked up or remembered here."""
+
+from selkey.bench import records
+from selkey.bench.plots import memory, prefill, quality, roofline, speedup, throughput
+
+FIGURES = {
+    "roofline": roofline.draw,
+    "throughput": throughput.draw,
+    "memory": memory.draw,
+    "speedup": speedup.draw,
+    "prefill": prefill.draw,
+    "quality": quality.draw,
+}
+
+
+def draw(rows, folder):
+    """Draw every figure for which there is data.
+
+    Args:
+        rows: records, see `selkey.bench.records.read`.
+        folder: where the PNG files go.
+
+    Returns:
+        paths of the pictures.
+    """
+    paths = []
+    for name, draw_one in FIGURES.items():
+        figure = draw_one(rows)
+        if figure is not None:
+            path = folder / f"{name}.png"
+            with records.whole_file(path) as draft:
+                figure.savefig(draft, format="png")
+            paths.append(path)
+    return paths

@@ -1,0 +1,46 @@
+"""Prefill at a fixed list length: time and extra memory against the number of tokens."""
+
+import numpy as np
+
+from selkey.bench import units
+from selkey.bench.plots import style
+
+
+def draw(rows):
+    """Two log-log panels with the exponent of a fitted power law beside each line."""
+    rows = style.timed(rows, "prefill")
+    if not rows:
+        return None
+    case = rows[0]["case"]
+    title = (
+        f"Causal prefill: {case['k']} selected keys a query against all keys "
+        f"({case['n_heads']} heads over {case['n_kv_heads']} KV heads, head_dim {case['head_dim']})"
+    )
+    headings = ("time of one layer", "peak memory beyond the inputs (dotted: predicted)")
+    figure, (time, memory) = style.figure(rows, title, headings)
+    for name in style.implementations(rows):
+        here = [row for row in rows if row["impl"]["name"] == name]
+        look = style.look(name) | {"markersize": 6, "linewidth": 1.8}
+        x, y = style.series(here, _tokens, lambda row: row["time"]["t_us"]["p50"])
+        time.plot(x, y, label=f"{style.label(name)}: time ∝ S{_power(x, y)}", **look)
+        x, y = style.series(here, _tokens, lambda row: row["mem"]["peak_extra_bytes"] or None)
+        memory.plot(x, y, label=style.label(name), **look)
+        x, y = style.series(here, _tokens, lambda row: row["mem"]["predicted_extra_bytes"])
+        memory.plot(x, y, ":", color=look["color"], linewidth=1.6)
+    for axis in (time, memory):
+        style.context_axis(axis, {_tokens(row) for row in rows}, "tokens S")
+        axis.legend(frameon=False, loc="best", fontsize=9)
+    style.log_y([time], "", units.duration, decades=2)
+    style.log_y([memory], "", units.memory, decades=2)
+    return figure
+
+
+def _tokens(row):
+    return row["case"]["q_len"]
+
+
+def _power(x, y):
+    """Exponent of the power law through the points, as a superscript-like text; nothing for a single point."""
+    if len(x) < 2:
+        return ""
+    return f"$^{{{np.polyfit(np.log(x), np.log(y), 1)[0]:.2f}}}$"

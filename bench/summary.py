@@ -1,0 +1,134 @@
+"""What a run found, for reading on a terminal."""
+
+from collections import Counter
+
+from rich import box
+from rich.table import Table
+
+from selkey.bench import units
+
+_WAYS = {"hidden": "hidden size fixed (head_dim = hidden / heads)", "head_dim": "head_dim fixed"}
+
+
+def show(rows, console):
+    """Print the ceilings, a table per workload, and what did not work.
+
+    Args:
+        rows: records of one run.
+        console: of rich.
+    """
+    if rows:
+        _ceilings(rows[0], console)
+    for table in (*_decode(rows), _k_sweep(rows), _prefill(rows), _real(rows)):
+        if table is not None:
+            console.print(table)
+    _troubles(rows, console)
+
+
+def by_case(rows, workload):
+    """Of one workload, {implementation: record} of each case, for records that were timed and lie below the roof."""
+    cases = {}
+    for row in rows:
+        if row["status"]["state"] == "ok" and row["case"]["workload"] == workload:
+            cases.setdefault(row["case"]["cfg_id"], {})[row["impl"]["name"]] = row
+    return list(cases.values())
+
+
+def _decode(rows):
+    for fix, way in _WAYS.items():
+        cells, contexts = {}, set()
+        for together in by_case(rows, "decode"):
+            case = _case(together)
+            if fix in case["fix"] and "selkey" in together:
+                contexts.add(case["context"])
+                shape = (case["n_heads"], case["head_dim"], case["k"])
+                factors = "|".join(_speed_up(together, name) for name in ("sdpa", "gather"))
+                cells.setdefault(shape, {})[case["context"]] = f"{_median(together['selkey'])}\n{factors}"
+        columns = sorted(contexts)
+        yield _table(
+            f"one query, {way}: selkey's median; times as fast as dense|gather", "heads", [units.count(context) for context in columns],
+            {
+                f"{n} × {width}\nk {units.count(k)}": [found.get(context, "–") for context in columns]
+                for (n, width, k), found in sorted(cells.items())
+            },
+        )  # fmt: skip
+
+
+def _k_sweep(rows):
+    cases = by_case(rows, "k_sweep")
+    if cases:
+        names = [name for name in ("selkey", "gather") if any(name in together for together in cases)]
+        columns = [f"{units.count(_case(together)['k'])}\n{units.percent(_case(together)['k_frac'])}" for together in cases]
+        title = f"times as fast as dense at k of {units.count(_case(cases[0])['context'])} keys"
+        return _table(title, "k", columns, {name: [_speed_up(together, "sdpa", name) for together in cases] for name in names})
+
+
+def _prefill(rows):
+    cases = by_case(rows, "prefill")
+    if cases:
+        columns = [units.count(_case(together)["q_len"]) for together in cases]
+        lines = {name: [_median(together[name]) if name in together else "–" for together in cases] for name in ("selkey", "sdpa")}
+        return _table(f"causal prefill, {_case(cases[0])['k']} keys a query: median", "tokens", columns, lines)
+
+
+def _real(rows):
+    kept = {}
+    for row in rows:
+        if row["case"]["workload"] == "real" and row["quality"] and row["impl"]["name"] == "selkey":
+            kept.setdefault(row["case"]["k_frac"], []).append(row["quality"])
+    if kept:
+        shares = sorted(kept)
+        measures = {"output error": "rel_l2", "softmax mass kept": "mass_kept"}
+
+        def mean(field, share):
+            return f"{sum(one[field] for one in kept[share]) / len(kept[share]):.1%}"
+
+        lines = {name: [mean(field, share) for share in shares] for name, field in measures.items()}
+        title = "MiniLM on prose, best keys of each query and head: mean over layers"
+        return _table(title, "keys kept", [f"{share:.0%}" for share in shares], lines)
+
+
+def _table(title, corner, columns, lines):
+    """None where there are no lines."""
+    if not lines:
+        return None
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading in (corner, *columns):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, cells in lines.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _ceilings(row, console):
+    ceilings = row["ceilings"]
+    rates = ", ".join(f"{dtype} {units.three_digits(rate)} TFLOP/s" for dtype, rate in ceilings["matrix_tflops"].items())
+    console.print(
+        f"measured ceilings: read {units.three_digits(ceilings['read_gbps'])} GB/s, copy {units.three_digits(ceilings['copy_gbps'])} GB/s, "
+        f"matrix product {rates}\n"
+    )
+
+
+def _troubles(rows, console):
+    """Every state but ok, counted, with one example."""
+    states = Counter(row["status"]["state"] for row in rows)
+    for state, n in sorted(states.items()):
+        if state != "ok":
+            example = next(row for row in rows if row["status"]["state"] == state)
+            name = "" if example["impl"] is None else f"{example['impl']['name']}, "
+            text = f"{n} rows {state}, such as {name}{example['case']['cfg_id']}: {example['status']['reason']}"
+            console.print(text, style="yellow", markup=False)
+
+
+def _speed_up(together, baseline, name="selkey"):
+    if baseline not in together or name not in together:
+        return "–"
+    return units.factor(together[baseline]["time"]["t_us"]["p50"] / together[name]["time"]["t_us"]["p50"])
+
+
+def _median(row):
+    return units.duration(row["time"]["t_us"]["p50"])
+
+
+def _case(together):
+    return next(iter(together.values()))["case"]

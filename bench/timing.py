@@ -1,0 +1,141 @@
+"""How a call is timed: cold cache, implementations in turn, medians with an interval that assumes no distribution.
+
+Between two timed calls a buffer larger than the last cache is streamed, because in a model the weights pass through the
+cache between two attention calls. Every round times each implementation once, on the same fresh lists, in rotating
+order, so that a slow minute of the machine hits all of them alike.
+"""
+
+import time
+from functools import partial
+from math import comb
+
+import numpy as np
+import torch
+
+MIN_SAMPLES = 3
+MAX_SAMPLES = 60
+CONVERGED_WIDTH = 0.05
+_SMALLEST_FLUSH = {"cpu": 64 * 2**20, "cuda": 2**30}
+
+
+class Clock:
+    """Times single calls on one device, cold.
+
+    Args:
+        device: "cpu" or "cuda".
+        cache_bytes: size of the last cache, None where nothing says.
+    """
+
+    def __init__(self, device, cache_bytes):
+        self.device = device
+        self.timer = "cuda_events" if device == "cuda" else "perf_counter"
+        factor = 2 if device == "cuda" else 4
+        self.flush_bytes = max(factor * (cache_bytes or 0), _SMALLEST_FLUSH[device])
+        self._buffer = torch.ones(self.flush_bytes // 4, device=device)
+
+    def flush(self):
+        """Fill the caches with something else: by reading on a CPU (a dirty cache would be written back later, in the
+        timed call), by writing on a GPU, enough to keep it busy (some 0.2 ms) until the host has launched the call behind it."""
+        if self.device == "cuda":
+            self._buffer.zero_()
+        else:
+            self._buffer.sum()
+
+    def time_us(self, call, *, cold=True):
+        """Microseconds of one call, its result discarded."""
+        if cold:
+            self.flush()
+        if self.device == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) * 1e3
+        begin = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - begin) / 1e3
+
+    def cold_proof(self):
+        """Read a buffer of a quarter of the cache right after itself and after a flush: the second has to be slower.
+
+        Returns:
+            dict: probe_bytes, warm_us, flushed_us (medians of 7), ratio, flush_bytes.
+        """
+        probe = torch.ones(min(self.flush_bytes // 16, 8 * 2**20) // 4, device=self.device)
+        read = probe.sum
+        read()
+        warm = float(np.median([self.time_us(read, cold=False) for _ in range(7)]))
+        flushed = float(np.median([self.time_us(read) for _ in range(7)]))
+        return {
+            "probe_bytes": probe.nbytes, "warm_us": warm, "flushed_us": flushed, "ratio": flushed / warm, "flush_bytes": self.flush_bytes,
+        }  # fmt: skip
+
+
+def interleave(clock, calls, draw, seconds):
+    """Samples of every implementation, taken in turn.
+
+    An implementation rests once its interval is narrow enough or its share of the time is spent, but not before
+    `MIN_SAMPLES`; the others go on.
+
+    Args:
+        calls: name → function of what `draw` returns.
+        draw: gives the inputs of a round; not timed.
+        seconds: time for all of it, as far as `MIN_SAMPLES` allows.
+
+    Returns:
+        name → list of microseconds.
+    """
+    samples = {name: [] for name in calls}
+    deadline = time.monotonic() + seconds
+    spent = dict.fromkeys(calls, 0.0)
+    active = list(calls)
+    while active:
+        inputs = draw()
+        for name in active:
+            begin = time.monotonic()
+            samples[name].append(clock.time_us(partial(calls[name], inputs)))
+            spent[name] += time.monotonic() - begin
+        active = [name for name in active if _goes_on(samples[name], spent[name], seconds / len(calls), deadline)]
+        active = active[1:] + active[:1]
+    return samples
+
+
+def _goes_on(samples, spent, share, deadline):
+    if len(samples) < MIN_SAMPLES:
+        return True
+    if len(samples) >= MAX_SAMPLES or spent >= share or time.monotonic() >= deadline:
+        return False
+    return not summary(samples)["converged"]
+
+
+def summary(samples):
+    """Figures of a list of times, all in the unit of the samples except n, rel and converged.
+
+    Returns:
+        dict: min, p10, p50, p90, max, n, ci95 [low, high] of the median or None, ci95_rel (half width over median) or
+        None, converged.
+    """
+    p10, p50, p90 = np.quantile(samples, (0.1, 0.5, 0.9))
+    interval = median_interval(samples)
+    relative = None if interval is None else (interval[1] - interval[0]) / 2 / float(p50)
+    return {
+        "min": float(min(samples)), "p10": float(p10), "p50": float(p50), "p90": float(p90), "max": float(max(samples)),
+        "n": len(samples), "ci95": interval, "ci95_rel": relative,
+        "converged": relative is not None and relative <= CONVERGED_WIDTH,
+    }  # fmt: skip
+
+
+def median_interval(samples, confidence=0.95):
+    """Order statistics that hold the median with the confidence, from the binomial distribution; None for too few samples.
+
+    With x(1) ≤ … ≤ x(n), P(x(j) ≤ median ≤ x(n+1−j)) = 1 − 2 P(Binomial(n, ½) < j). Five samples cannot give 95 %.
+    """
+    n, below, j = len(samples), 0.0, 0
+    while j < n // 2 and below + comb(n, j) / 2**n <= (1 - confidence) / 2:
+        below += comb(n, j) / 2**n
+        j += 1
+    if j == 0:
+        return None
+    ordered = sorted(float(sample) for sample in samples)
+    return [ordered[j - 1], ordered[n - j]]

@@ -1,0 +1,135 @@
+"""What is measured: frozen cases and the sweeps that list them. Nothing here allocates or computes."""
+
+from dataclasses import dataclass, field
+
+HEADS = (8, 16, 24, 32, 64)
+CONTEXTS = tuple(2**10 * n for n in (4, 8, 16, 32, 64, 128))
+KEPT_FRACTIONS = (0.05, 0.10, 0.25)
+
+# A hidden size of 4096 has no 24 equal heads; this is the custom model that people ask for instead: 24 heads of 96.
+CUSTOM_HIDDEN = {24: 2304}
+
+# In the order of measuring: what comes last is lost first where the time does not suffice.
+WORKLOADS = ("k_sweep", "decode", "real", "prefill")
+
+_DENSE, _GATHER, _SELKEY = "sdpa", "gather", "selkey"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape at which implementations are compared: one layer, keys and values stored head by head ``[B, HK, N, D]``.
+
+    Attributes:
+        workload: one of `WORKLOADS`.
+        n_heads, n_kv_heads, n_list_heads: HQ, HK, G.
+        head_dim, v_head_dim: D, DV.
+        context: N, stored keys of a sequence.
+        k: list slots of a query.
+        q_len: S; the queries are the last S positions where `causal` holds.
+        dtype: "bf16", "fp16" or "fp32".
+        selector: how the lists come about: "uniform" (distinct, uniformly random, ascending), "stratified" (one key from
+            each of k equal parts of what the query may see, ascending) or "true_topk" (the k largest logits).
+        data: "random_normal" or the name of the network and text whose q, k, v are used.
+        layer: layer of that network.
+        fix: which way of varying the heads this case belongs to: "hidden", "head_dim", both, or neither.
+        note: what a reader has to know.
+        implementations: names of the peers that run.
+    """
+
+    workload: str
+    n_heads: int
+    n_kv_heads: int
+    n_list_heads: int
+    head_dim: int
+    v_head_dim: int
+    context: int
+    k: int
+    q_len: int = 1
+    batch: int = 1
+    dtype: str = "bf16"
+    causal: bool = False
+    selector: str = "uniform"
+    data: str = "random_normal"
+    layer: int | None = None
+    fix: tuple[str, ...] = ()
+    note: str = ""
+    implementations: tuple[str, ...] = field(default=(_DENSE, _GATHER, _SELKEY), compare=False)
+
+    @property
+    def k_frac(self):
+        return self.k / self.context
+
+    @property
+    def cfg_id(self):
+        """Names the case within a run; rows with the same one were measured on the same inputs, interleaved."""
+        where = "" if self.layer is None else f"-layer{self.layer}"
+        return (
+            f"{self.workload}-b{self.batch}-s{self.q_len}-h{self.n_heads}x{self.head_dim}-kv{self.n_kv_heads}"
+            f"-n{self.context}-k{self.k}-{self.dtype}{where}"
+        )
+
+
+def decode_sweep(heads, contexts, ks, *, fix, hidden, head_dim, dtype):
+    """One query over a growing cache, every head with its own keys (n_kv_heads = n_heads), one list a head.
+
+    Args:
+        fix: of "hidden" (head_dim = hidden / heads) and "head_dim", the ways of varying the heads.
+
+    Raises:
+        ValueError: a head count that does not divide the hidden size.
+    """
+    widths = {}
+    for heads_here in heads:
+        if "hidden" in fix:
+            widths.setdefault((heads_here, _width_at_hidden(hidden, heads_here)), []).append("hidden")
+        if "head_dim" in fix:
+            widths.setdefault((heads_here, head_dim), []).append("head_dim")
+    return [
+        Case(
+            "decode", n, n, n, width, width, context, min(k, context), dtype=dtype, fix=tuple(ways),
+            note=f"hidden {n * width}, not {hidden}" if "hidden" in ways and n * width != hidden else "",
+        )
+        for context in contexts for (n, width), ways in widths.items() for k in ks
+    ]  # fmt: skip
+
+
+def k_sweep(context, *, dtype):
+    """One query of 32 heads over 8 KV heads, head_dim 128, from 64 selected keys to all of them."""
+    ks = [64 * 2**i for i in range(20) if 64 * 2**i < context] + [context]
+    return [Case("k_sweep", 32, 8, 8, 128, 128, context, k, dtype=dtype) for k in ks]
+
+
+def prefill(lengths, k, *, dtype):
+    """S queries over their own S keys, causal, 8 heads over 2 KV heads, head_dim 64, lists of k keys whatever S."""
+    return [
+        Case("prefill", 8, 2, 2, 64, 64, n, k, q_len=n, dtype=dtype, causal=True, selector="stratified", implementations=(_DENSE, _SELKEY))
+        for n in lengths
+    ]
+
+
+def real(captures, data, *, fractions=KEPT_FRACTIONS):
+    """The best keys of every query and head in q, k, v that a network computed; fp32, as its weights are.
+
+    Args:
+        captures: list of `selkey.hf.capture.LayerCapture`.
+        data: what the network read.
+    """
+    cases = []
+    for capture in captures:
+        (batch, q_len, heads, width), (n, kv_heads) = capture.q.shape, capture.k.shape[1:3]
+        cases += [
+            Case(
+                "real", heads, kv_heads, heads, width, capture.v.shape[-1], n, round(fraction * n), q_len=q_len, batch=batch,
+                dtype="fp32", selector="true_topk", data=data, layer=capture.layer,
+            )
+            for fraction in fractions
+        ]  # fmt: skip
+    return cases
+
+
+def _width_at_hidden(hidden, heads):
+    if hidden % heads == 0:
+        return hidden // heads
+    if heads in CUSTOM_HIDDEN:
+        return CUSTOM_HIDDEN[heads] // heads
+    raise ValueError(f"--heads {heads} does not divide --hidden {hidden}: choose another head count or --fix head_dim")

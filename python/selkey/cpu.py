@@ -1,0 +1,210 @@
+"""The CPU backend: attention over selected keys in vectorised PyTorch.
+
+Work goes tile by tile. A tile is a few queries and a stretch of their lists, so small that its rows stay in the processor's
+cache between being fetched and being used. It gives each of its queries the attention over that stretch,
+
+    lse_i = log Σ_j exp(logit_j),   out_i = Σ_j exp(logit_j − lse_i) · v_j        over the slots j of stretch i
+
+and stretches join as lse = log Σ_i exp(lse_i), out = Σ_i exp(lse_i − lse) · out_i. The memory beside the outputs depends on
+neither S, N nor K.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from selkey.rows import KeysAndValues, Lists, Rows, TileSize, visible_keys
+
+# Rows in a tile, as converted: large beside the cost of a call to PyTorch, small beside the caches.
+TILE_BYTES = 4 << 20
+# List entries whose rows are worked out at once.
+STRETCH_ENTRIES = 1 << 17
+# Results that are joined at once.
+PARTIALS = 16
+
+_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+class Partial(NamedTuple):
+    """The attention of T queries over a part of their lists; each of H heads fetches rows for R query heads."""
+
+    lse: torch.Tensor  # [T, H, R], −inf where no slot is live
+    out: torch.Tensor  # [T, H, R, DV], 0 there
+
+
+@torch.no_grad()
+def attention(
+    q, k, v, indices, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
+    v_head_dim, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
+):  # fmt: skip
+    """Arguments and results of `selkey.reference.attention`. Gradients are not recorded."""
+    B, S, HQ, D = q.shape
+    N, HK = k.shape[1:3]
+    G, K = indices.shape[2:]
+    float_type = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros(B, S, HQ, v_head_dim)
+    lse = q.new_full((B, S, HQ), -math.inf, dtype=float_type)
+    weights = q.new_zeros((B, S, HQ, K), dtype=float_type) if return_weights else None
+    if k.numel() == 0 or indices.numel() == 0:
+        return out, lse, weights
+
+    H = HQ if G == HQ else HK
+    is_fused = _flash is not None and softcap is None and not return_weights and (v is None or v_head_dim == D)
+    # A block longer than all keys names the same keys as one of just their length, whose products do not overflow.
+    block_size = min(block_size, N)
+    size = _tile_size(D, 0 if v is None else v_head_dim, HQ, H, G, K, block_size, float_type)
+    visible = visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k)
+    lists = Lists(indices, index_lengths, block_size, *visible, size, max(1, STRETCH_ENTRIES // (G * size.part)))
+    most = min(size.queries, B * S) * min(size.slots, K) * size.part * H
+    keys_and_values = KeysAndValues(k, v, H, G == 1, most, float_type)
+    key_biases = None if key_bias is None else Rows(key_bias[..., None], H, G == 1)
+
+    for entries, queries in _query_tiles(B, S, size.queries):
+        query = q[entries, queries].reshape(-1, H, HQ // H, D).to(float_type).contiguous()
+        slot_logits = None if weights is None else weights[entries, queries].fill_(-math.inf)
+        levels = []
+        for tile in lists.tiles(entries, queries):
+            keys, values = keys_and_values.fetch(tile)
+            slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
+            bias = _tile_bias(tile, slot_bias, key_biases, float_type)
+            # NaN in a query without a live slot must not reach its output.
+            clean = query if tile.live is None else query.masked_fill(~tile.live.any(-1)[..., None, None], 0)
+            if is_fused:
+                _add_partial(levels, _fused_partial(clean, keys, values, bias, scale, v_head_dim))
+            else:
+                logits = _logits(clean, keys, bias, scale, softcap)
+                _add_partial(levels, _partial(logits, values[..., :v_head_dim]))
+                if weights is not None:
+                    _add_slot_logits(slot_logits[..., tile.slots], logits)
+        _finish([partial for level in levels for partial in level], sinks, out[entries, queries], lse[entries, queries], slot_logits)
+    return out, lse, weights
+
+
+def _tile_size(D, value_width, HQ, H, G, K, block_size, float_type):
+    """How much of the lists goes into a tile, one key of one query at least."""
+    key_bytes = max(H * (D + value_width) * float_type.itemsize, 4 * HQ, 32 * G)  # of rows, of logits, of row numbers
+    part = min(block_size, max(1, TILE_BYTES // key_bytes))
+    slots = max(1, TILE_BYTES // (part * key_bytes))
+    query_bytes = K * block_size * key_bytes + 8 * HQ * (D + value_width)
+    return TileSize(max(1, TILE_BYTES // query_bytes), slots, part)
+
+
+def _query_tiles(B, S, most):
+    """Pairs of slices of the batch and the queries, with at most `most` queries each (one at least)."""
+    step_b, step_s = (most // S, S) if most >= S else (1, most)
+    for b in range(0, B, step_b):
+        for s in range(0, S, step_s):
+            yield slice(b, min(b + step_b, B)), slice(s, min(s + step_s, S))
+
+
+def _tile_bias(tile, slot_bias, key_biases, float_type):
+    """What is added to the logits of a tile, −inf where not live.
+
+    Args:
+        slot_bias: ``[b, s, G, n]`` or None.
+        key_biases: `Rows` or None.
+
+    Returns:
+        ``[T, 1 or G or H, 1, C]``, or None where it is 0 throughout.
+    """
+    T, G, C = tile.rows.shape
+    bias = None
+    if key_biases is not None:
+        found = torch.empty(T * key_biases.heads * C, dtype=float_type)
+        key_biases.fetch(tile, found)
+        bias = key_biases.by_head(tile, found).transpose(2, 3)  # [T, H, 1, C]
+    if slot_bias is not None:
+        n = slot_bias.shape[-1]
+        slot_bias = slot_bias.reshape(T, G, n, 1).expand(T, G, n, C // n).reshape(T, G, 1, C)
+        bias = slot_bias if bias is None else bias + slot_bias
+    if tile.live is not None:
+        bias = torch.where(tile.live[:, :, None], torch.zeros((), dtype=float_type) if bias is None else bias, -math.inf)
+    return None if bias is None else bias.contiguous()
+
+
+def _fused_partial(query, keys, values, bias, scale, v_head_dim):
+    """The softmax of a tile in one pass of PyTorch's own kernel: logits and sums in fp32, no logits in memory.
+
+    Args:
+        query: ``[T, H, R, D]``.
+        keys, values: ``[T, H, C, D]``, dtype of query.
+        bias: as from `_tile_bias`.
+    """
+    out, lse = _flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scale)
+    if bias is not None:
+        # The kernel gives a query without a live slot lse = 0.
+        lse = lse.masked_fill(bias.amax(-1) == -math.inf, -math.inf)
+    return Partial(lse, out[..., :v_head_dim])
+
+
+def _logits(query, keys, bias, scale, softcap):
+    """Logits ``[T, H, R, C]`` of a tile."""
+    # Contiguous first: matmul would copy the transpose, which is slow.
+    logits = torch.matmul(query, keys.contiguous().mT).mul_(scale)
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits if bias is None else logits.add_(bias)
+
+
+def _partial(logits, values):
+    """The attention of a tile from its logits ``[T, H, R, C]`` and values ``[T, H, C, DV]``."""
+    maximum = logits.amax(-1, keepdim=True)
+    maximum = torch.where(maximum.isinf(), 0.0, maximum)
+    exponentials = torch.exp(logits - maximum)
+    total = exponentials.sum(-1, keepdim=True)
+    out = torch.matmul(exponentials, values).div_(torch.where(total == 0, 1.0, total))
+    return Partial((maximum + total.log()).squeeze(-1), out)
+
+
+def _add_slot_logits(slot_logits, logits):
+    """Add exp(logits ``[T, H, R, C]``) to exp(slot_logits ``[b, s, HQ, n]``), each slot the sum over its keys."""
+    keys_of_slot = logits.view(*slot_logits.shape, -1)
+    slot_logits.copy_(torch.logaddexp(slot_logits, keys_of_slot.logsumexp(-1)))
+
+
+def _add_partial(levels, partial):
+    """Join partials as a tree, in which each is rounded a few times only: PARTIALS of one level become one of the next."""
+    for level in levels:
+        level.append(partial)
+        if len(level) < PARTIALS:
+            return
+        partial = _joined(level)
+        level.clear()
+    levels.append([partial])
+
+
+def _joined(partials):
+    """The attention over the union of disjoint parts."""
+    if len(partials) == 1:
+        return partials[0]
+    lses, outs = (torch.stack(parts) for parts in zip(*partials, strict=True))  # [parts, T, H, R], [parts, T, H, R, DV]
+    # NaN shares: all parts are dead (out = 0), or one holds NaN itself.
+    shares = torch.softmax(lses, 0).nan_to_num(0.0)
+    return Partial(lses.logsumexp(0), (outs * shares[..., None]).sum(0))
+
+
+def _finish(partials, sinks, out, lse, slot_logits):
+    """Write the results of T queries; `slot_logits` become weights.
+
+    Args:
+        sinks: ``[HQ]`` or None.
+        out, lse, slot_logits: ``[b, s, HQ, DV]``, ``[b, s, HQ]``, ``[b, s, HQ, K]`` or None.
+    """
+    share = None
+    if partials:
+        joined = _joined(partials)
+        lse.copy_(joined.lse.reshape(lse.shape))
+        if sinks is not None:
+            share = torch.sigmoid(_subtrahend(lse) - sinks)[..., None]
+        result = joined.out.reshape(out.shape)
+        out.copy_(result if share is None else result * share)
+    if slot_logits is not None:
+        slot_logits.sub_(_subtrahend(lse)[..., None]).exp_()
+        if share is not None:
+            slot_logits.mul_(share)
+
+
+def _subtrahend(lse):
+    """What exp(logit − lse) subtracts: 0 instead of −inf."""
+    return torch.where(lse == -math.inf, 0.0, lse)

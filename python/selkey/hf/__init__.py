@@ -1,0 +1,1 @@
+"""Everything that knows of transformers; nothing outside this folder imports it."""
