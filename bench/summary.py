@@ -92,7 +92,9 @@ def _table(title, corner, columns, lines):
     """None where there are no lines."""
     if not lines:
         return None
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True
+    )
     for heading in (corner, *columns):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, cells in lines.items():

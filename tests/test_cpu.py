@@ -70,6 +70,14 @@ def test_a_block_longer_than_all_keys_holds_them_all(seed, block_size):
         torch.testing.assert_close(actual, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("keywords", [{}, {"return_weights": False}, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("DV", [20, 12])
+def test_without_v_the_values_are_the_first_columns_of_the_keys(seed, DV, keywords):
+    inputs = make_inputs(Case(D=20, DV=DV, mla=True), seed=seed).replace(softcap=keywords.get("softcap"))
+    results = run("cpu", inputs, return_weights=keywords.get("return_weights", True))
+    assert_close((*results, None)[:3], inputs)
+
+
 @pytest.mark.parametrize("name", ["index_lengths", "kv_lengths", "query_offset"])
 @pytest.mark.parametrize("number", [-(2**63), -(2**63) + 1, 2**63 - 2, 2**63 - 1])
 def test_lengths_and_offsets_may_be_any_int64(seed, name, number):
@@ -162,9 +170,7 @@ def test_rows_are_read_where_they_lie(layout, is_shared, heads, size):
 @pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("keywords", [{}, {"return_weights": False}, {"softcap": 3.0}], ids=str)
 def test_inputs_are_not_modified(seed, varlen, keywords):
-    case = Case(
-        DV=20, varlen=varlen, causal="tensor", kv_lengths=True, index_lengths="list", index_bias=True, key_bias=True, sinks=True
-    )
+    case = Case(DV=20, varlen=varlen, causal="tensor", kv_lengths=True, index_lengths="list", index_bias=True, key_bias=True, sinks=True)
     inputs = make_inputs(case, seed=seed)
     before = inputs.map(torch.clone).arguments
     run("cpu", inputs, **keywords)
@@ -202,7 +208,7 @@ def extra_memory(call):
 MEMORY_CASES = {
     # copies of all rows that are read would take 256 MiB; for "many keys" a mask [S, N] would
     "many queries": dict(S=256, N=512, HQ=8, HK=4, G=1, K=512, D=64),
-    "one long list": dict(S=1, N=512, HQ=4, HK=2, G=1, K=1 << 19, D=32),
+    "one long list": dict(S=1, N=512, HQ=4, HK=2, G=1, K=1 << 21, D=8),
     "one long list a head": dict(S=1, N=512, HQ=32, HK=8, G=32, K=1 << 15, D=32),
     "many heads": dict(S=4, N=512, HQ=128, HK=128, G=1, K=1024, D=64),
     "huge blocks": dict(S=1, N=1 << 16, HQ=2, HK=2, G=1, K=16, D=16, block_size=1 << 16),

@@ -2,14 +2,13 @@
 
 import selkey
 from selkey.bench import cost
+from selkey.cpu import STRETCH_ENTRIES, TILE_BYTES
 
 NAME = "selkey"
 READS = "selected"
 
-# What the CPU backend holds at a time, whatever the case (selkey/cpu.py): fetched rows, and list entries with their row
-# numbers and masks.
-_TILE_BYTES = 2 * 2**20
-_ENTRIES, _ENTRY_BYTES = 2**17, 24
+# A list entry while its row is worked out: row number, a copy in the order of fetching, masks.
+_ENTRY_BYTES = 24
 
 
 def attend(inputs):
@@ -23,10 +22,14 @@ def backend(device):
 
 
 def extra_bytes(case, device):
-    """The output and lse; on a CPU also a tile of fetched rows and a stretch of the lists."""
+    """The output and lse; on a CPU also a tile of rows, as stored and as converted to fp32, and the list entries at hand."""
     outputs = cost.output_bytes(case) + 4 * case.batch * case.q_len * case.n_heads
     if device == "cuda":
         return outputs
-    lists = case.batch * case.q_len * case.n_list_heads * case.k
-    rows = lists * (case.head_dim + case.v_head_dim) * cost.ELEMENT_BYTES[case.dtype]
-    return outputs + min(rows, _TILE_BYTES) + min(lists, _ENTRIES) * _ENTRY_BYTES
+    element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + case.v_head_dim
+    lists_of_a_query = case.n_list_heads * case.k
+    fetched = case.batch * case.q_len * lists_of_a_query
+    converted = min(4 * fetched * width, TILE_BYTES)
+    stored = converted * element // 4 if element < 4 else 0
+    entries = min(fetched, STRETCH_ENTRIES, max(lists_of_a_query, TILE_BYTES // (4 * width)))
+    return outputs + converted + stored + entries * _ENTRY_BYTES
