@@ -7,7 +7,17 @@ masked where it is wider than the row. Every gather kernel computes its logits h
 import triton
 import triton.language as tl
 
-from .primitives import LOG2_E, MINUS_INFINITY, list_length, live_keys, load_rows, locate_query, online_softmax_update, row_starts, scaled_logits
+from .primitives import (
+    LOG2_E,
+    MINUS_INFINITY,
+    list_length,
+    live_keys,
+    load_rows,
+    locate_query,
+    online_softmax_update,
+    row_starts,
+    scaled_logits,
+)
 
 
 @triton.jit

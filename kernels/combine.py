@@ -14,7 +14,9 @@ from .primitives import LOG2_E, MINUS_INFINITY, online_softmax_update, store_res
 
 
 @triton.jit(do_not_specialize=["S", "SPLITS"])
-def combine_kernel(partial_out, partial_lse, sinks_ptr, out, lse, S, SPLITS, DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_P: tl.constexpr):
+def combine_kernel(
+    partial_out, partial_lse, sinks_ptr, out, lse, S, SPLITS, DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_P: tl.constexpr
+):
     query = tl.program_id(0).to(tl.int64)
     b = query // S
     s = query % S
