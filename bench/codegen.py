@@ -163,7 +163,8 @@ def _compile_job(job):
     try:
         attention(
             q, k, v, indices, block_size=case.block_size, index_lengths=None, kv_lengths=None, query_offset=None, index_bias=None,
-            key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV, return_weights=case.return_weights,
+            key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV,
+            return_lse=False, return_weights=case.return_weights,
         )  # fmt: skip
     finally:
         JITFunction.run = run

@@ -11,11 +11,12 @@ from .gather_prefill import gather_prefill
 from .gather_weights import gather_weights
 
 
-def attention(q, k, v, indices, *, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, **arguments):
+def attention(q, k, v, indices, *, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, **arguments):
     """Arguments as in `selkey.attention`, all resolved; packed sequences come with B = 1 and their cu_seqlens.
 
     Returns:
-        (out, lse, weights): ``[B, S, HQ, DV]`` in q's dtype; ``[B, S, HQ]`` and ``[B, S, HQ, K]`` or None in fp32.
+        (out, lse, weights): ``[B, S, HQ, DV]`` in q's dtype; ``[B, S, HQ]`` and ``[B, S, HQ, K]`` or None in fp32; lse comes
+        whether it was asked for or not.
     """
     B, S, HQ, D = q.shape
     K = indices.shape[3]

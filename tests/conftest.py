@@ -21,6 +21,8 @@ BACKENDS = ("reference", "cpu", "triton")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "clean_memory: leave torch.empty as it is (no NaN in unwritten memory)")
+    # numpy's opinion on log2(0) and the like, which are −inf on purpose
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     if triton is not None and os.environ.get("TRITON_INTERPRET") == "1":
         _repair_interpreter()
 
@@ -81,10 +83,11 @@ def poisoned_memory(request, monkeypatch):
 
 
 def _repair_interpreter():
-    """Make bf16 right in Triton's interpreter (seen in 3.6 to 3.9), which keeps a bf16 number as its 16 bits in a uint16.
+    """Make bf16 right in Triton's interpreter (seen in 3.6 to 3.9), and promises binding.
 
-    Its `tl.dot` multiplies these bits as if they were integers, its casts to bf16 truncate where a GPU rounds to nearest, and
-    its casts between bf16 and any type but fp32 convert the bits as an integer.
+    It keeps a bf16 number as its 16 bits in a uint16: its `tl.dot` multiplies these bits as if they were integers, its casts to
+    bf16 truncate where a GPU rounds to nearest, and its casts between bf16 and any type but fp32 convert the bits as an integer.
+    It believes every `tl.multiple_of`, where a GPU faults on a misaligned address.
     """
     import numpy as np
     import triton.language as tl
@@ -109,4 +112,12 @@ def _repair_interpreter():
             return cast(self, widened(src), dst_type)
         return src if src.dtype.scalar == tl.bfloat16 else narrowed(src)
 
-    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    def set_attr(self, key, value):
+        if key == "tt.divisibility" and not self.dtype.is_ptr():
+            for step in value:
+                step = getattr(step, "value", step)
+                assert (self.data % step == 0).all(), f"tl.multiple_of promises multiples of {step}; got {self.data}"
+        promise(self, key, value)
+
+    promise = TensorHandle.set_attr
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl, TensorHandle.set_attr = create_dot, cast_impl, set_attr

@@ -1,6 +1,7 @@
 """What is particular to the CPU backend: its tiles and their joints, PyTorch's kernel inside, memory layouts, memory, cost."""
 
 import ctypes
+import functools
 import gc
 import random
 import time
@@ -34,30 +35,36 @@ def tiles_of(monkeypatch, tile_bytes, stretch_entries=1 << 17, partials=16):
     monkeypatch.setattr(cpu, "PARTIALS", partials)
 
 
+def results_with(wanted, inputs, monkeypatch):
+    """(out, lse, weights) from the path that gives no more than is wanted: "out", "lse" or "weights"; None for the rest."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "attention", functools.partial(cpu.attention, return_lse=wanted != "out"))
+        results = run("cpu", inputs, return_lse=wanted != "out", return_weights=wanted == "weights")
+    return (results, None, None) if wanted == "out" else (*results, None)[:3]
+
+
 @pytest.mark.parametrize("part", range(8))
 def test_any_call_in_any_tiles_matches_the_reference(monkeypatch, seed, part):
     numbers = random.Random(seed)
-    for _ in range(6):
+    for _ in range(12):
         tiles_of(monkeypatch, numbers.choice([1, 500, 5000, 1 << 22]), numbers.choice([1, 7, 1 << 17]), numbers.choice([2, 3, 16]))
-        case, with_weights = random_case(numbers), numbers.random() < 0.4
+        case, wanted = random_case(numbers), numbers.choice(["out", "lse", "weights"])
         inputs = make_inputs(case, seed=numbers.randrange(2**31))
-        results = run("cpu", inputs, return_weights=with_weights)
         try:
-            assert_close(results if with_weights else (*results, None), inputs)
+            assert_close(results_with(wanted, inputs, monkeypatch), inputs)
         except AssertionError as error:
-            raise AssertionError(f"{case}, with weights {with_weights}, tiles of {cpu.TILE_BYTES} bytes") from error
+            raise AssertionError(f"{case}, {wanted} wanted, tiles of {cpu.TILE_BYTES} bytes") from error
 
 
-@pytest.mark.parametrize("with_weights", [False, True])
-@pytest.mark.parametrize("block_size", [1, 5])
-def test_lists_may_be_cut_after_every_slot(monkeypatch, seed, block_size, with_weights):
-    case = Case(B=1, S=2, K=9, D=16, DV=16, block_size=block_size, empty_slots=0.5, index_bias=True, key_bias=True, sinks=True)
+@pytest.mark.parametrize("wanted", ["out", "lse", "weights"])
+@pytest.mark.parametrize("block_size, dtype", [(1, torch.float32), (5, torch.float32), (5, torch.bfloat16), (1, torch.float16)])
+def test_lists_may_be_cut_after_every_slot(monkeypatch, seed, block_size, dtype, wanted):
+    case = Case(B=1, S=2, K=9, D=16, DV=16, block_size=block_size, dtype=dtype, empty_slots=0.5, index_bias=True, key_bias=True, sinks=True)
     inputs = make_inputs(case, seed=seed)
     key_bytes = case.HK * 2 * case.D * 4
     for keys in range(1, case.K * block_size + 1, block_size // 2 + 1):
         tiles_of(monkeypatch, keys * key_bytes, partials=3)
-        results = run("cpu", inputs, return_weights=with_weights)
-        assert_close(results if with_weights else (*results, None), inputs)
+        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
 
 
 @pytest.mark.parametrize("block_size", [2**31, 2**62, 2**70])
@@ -99,27 +106,32 @@ def test_float64_is_computed_in_float64(seed, with_weights):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_without_pytorchs_kernel_the_results_are_the_same(monkeypatch, seed, dtype):
+def test_pytorchs_kernel_is_used_where_it_fits_and_the_results_are_right_without_it(monkeypatch, seed, dtype):
     inputs = make_inputs(Case(DV=20, dtype=dtype, index_bias=True, key_bias=True, sinks=True), seed=seed)
     calls = []
     kernel = cpu._flash
-    monkeypatch.setattr(cpu, "_flash", lambda *args, **kwargs: calls.append(1) or kernel(*args, **kwargs))
-    assert_close((*run("cpu", inputs, return_weights=False), None), inputs)
-    assert len(calls) == (kernel is not None)
+    if kernel is None:
+        pytest.skip("this PyTorch has no such kernel")
+    monkeypatch.setattr(cpu, "_flash", lambda *args, **kwargs: calls.append(args[0].dtype) or kernel(*args, **kwargs))
+    for wanted in ("out", "lse", "weights"):
+        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+    assert calls == [dtype, torch.float32]
     monkeypatch.setattr(cpu, "_flash", None)
-    assert_close((*run("cpu", inputs, return_weights=False), None), inputs)
+    for wanted in ("out", "lse"):
+        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("live", [slice(0, 0), slice(0, 1), slice(1299, 1300), slice(600, 700)])
-def test_runs_of_empty_slots_longer_than_the_blocks_of_pytorchs_kernel(dtype, live):
+def test_runs_of_empty_slots_longer_than_the_blocks_of_pytorchs_kernel(monkeypatch, dtype, live):
     """The kernel reads keys in blocks of at most 512: a wholly masked block first, last and in between."""
     q, k, v = (torch.randn(1, n, 2, 16).to(dtype) for n in (2, 50, 50))
     indices = torch.full((1, 2, 1, 1300), -1)
     indices[0, 0, 0, live] = torch.arange(live.stop - live.start) % 50
     indices[0, 1, 0, 650] = 7
     inputs = make_inputs(Case()).replace(q=q, k=k, v=v, indices=indices, v_head_dim=None)
-    assert_close((*run("cpu", inputs, return_weights=False), None), inputs)
+    for wanted in ("out", "lse", "weights"):
+        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

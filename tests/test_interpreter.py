@@ -24,6 +24,12 @@ def copy(source_ptr, target_ptr, SIZE: tl.constexpr):
     tl.store(target_ptr + i, tl.load(source_ptr + i).to(target_ptr.dtype.element_ty))
 
 
+@triton.jit
+def copy_aligned(source_ptr, target_ptr, start, STEP: tl.constexpr):
+    i = tl.multiple_of(start, STEP) + tl.arange(0, 16)
+    tl.store(target_ptr + i, tl.load(source_ptr + tl.multiple_of(i * STEP, [STEP])))
+
+
 def test_a_product_of_bf16_matrices_equals_that_of_the_same_numbers_in_fp32():
     a, b = torch.randn(2, 16, 16).to(torch.bfloat16)
     narrow, wide = torch.empty(2, 16, 16)
@@ -47,6 +53,14 @@ def test_a_cast_from_bf16_keeps_the_number(target):
     result = torch.empty(1024, dtype=target)
     copy[(1,)](numbers, result, SIZE=1024)
     assert torch.equal(result, numbers.to(target))
+
+
+def test_a_false_promise_of_alignment_is_found_out():
+    numbers, result = torch.randn(256), torch.zeros(32)
+    copy_aligned[(1,)](numbers, result, 8, STEP=8)
+    assert torch.equal(result[8:24], numbers[64:192:8])
+    with pytest.raises(Exception, match="promises multiples of 8; got"):
+        copy_aligned[(1,)](numbers, result, 4, STEP=8)
 
 
 def test_fresh_memory_is_poisoned():

@@ -94,6 +94,7 @@ LONG = [
     Case(B=1, S=2, N=9000, HQ=4, HK=1, G=1, D=576, DV=512, K=2000, mla=True, index_bias=True, key_bias=True),
     Case(S=3, N=9000, HQ=4, D=128, DV=96, K=5, block_size=1500, varlen=True, empty_slots=0.2),
     Case(B=1, S=3, N=9000, HQ=4, D=128, DV=128, K=40, block_size=64, dtype=torch.float16),
+    Case(B=1, S=2, N=3000, HQ=2, D=16, DV=16, K=140_000, index_lengths="list", index_bias=True),
 ]
 
 

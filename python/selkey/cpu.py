@@ -16,7 +16,7 @@ import torch
 
 from selkey.rows import KeysAndValues, Lists, Rows, TileSize, visible_keys
 
-# Rows in a tile, as converted: large beside the cost of a call to PyTorch, small beside the caches.
+# Rows in a tile, in fp32: large beside the cost of a call to PyTorch, small beside the caches.
 TILE_BYTES = 4 << 20
 # List entries whose rows are worked out at once.
 STRETCH_ENTRIES = 1 << 17
@@ -36,9 +36,13 @@ class Partial(NamedTuple):
 @torch.no_grad()
 def attention(
     q, k, v, indices, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
-    v_head_dim, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
+    v_head_dim, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, return_lse=True,
 ):  # fmt: skip
-    """Arguments and results of `selkey.reference.attention`. Gradients are not recorded."""
+    """Arguments and results of `selkey.reference.attention`; without `return_lse`, None stands for lse.
+
+    For 16-bit inputs that saves time: PyTorch's kernel for them is as good as any in `out`, but only good to 2⁻¹⁴ in lse.
+    Gradients are not recorded.
+    """
     B, S, HQ, D = q.shape
     N, HK = k.shape[1:3]
     G, K = indices.shape[2:]
@@ -47,7 +51,7 @@ def attention(
     lse = q.new_full((B, S, HQ), -math.inf, dtype=float_type)
     weights = q.new_zeros((B, S, HQ, K), dtype=float_type) if return_weights else None
     if k.numel() == 0 or indices.numel() == 0:
-        return out, lse, weights
+        return out, lse if return_lse else None, weights
 
     H = HQ if G == HQ else HK
     is_fused = _flash is not None and softcap is None and not return_weights and (v is None or v_head_dim == D)
@@ -57,11 +61,12 @@ def attention(
     visible = visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k)
     lists = Lists(indices, index_lengths, block_size, *visible, size, max(1, STRETCH_ENTRIES // (G * size.part)))
     most = min(size.queries, B * S) * min(size.slots, K) * size.part * H
-    keys_and_values = KeysAndValues(k, v, H, G == 1, most, float_type)
+    row_type = q.dtype if is_fused and not return_lse else float_type
+    keys_and_values = KeysAndValues(k, v, H, G == 1, most, row_type)
     key_biases = None if key_bias is None else Rows(key_bias[..., None], H, G == 1)
 
     for entries, queries in _query_tiles(B, S, size.queries):
-        query = q[entries, queries].reshape(-1, H, HQ // H, D).to(float_type).contiguous()
+        query = q[entries, queries].reshape(-1, H, HQ // H, D).to(row_type).contiguous()
         slot_logits = None if weights is None else weights[entries, queries].fill_(-math.inf)
         levels = []
         for tile in lists.tiles(entries, queries):
@@ -78,7 +83,7 @@ def attention(
                 if weights is not None:
                     _add_slot_logits(slot_logits[..., tile.slots], logits)
         _finish([partial for level in levels for partial in level], sinks, out[entries, queries], lse[entries, queries], slot_logits)
-    return out, lse, weights
+    return out, lse if return_lse else None, weights
 
 
 def _tile_size(D, value_width, HQ, H, G, K, block_size, float_type):

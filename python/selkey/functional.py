@@ -70,7 +70,7 @@ def attention(
         block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
         index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
-        return_weights=return_weights,
+        return_lse=return_lse, return_weights=return_weights,
     )  # fmt: skip
     return _chosen(results, return_lse, return_weights)
 
@@ -132,7 +132,7 @@ def attention_varlen(
         block_size=block_size, index_lengths=batched(index_lengths), kv_lengths=kv_lengths, query_offset=query_offset,
         index_bias=batched(index_bias), key_bias=batched(key_bias), sinks=sinks, softcap=softcap,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
-        return_weights=return_weights, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        return_lse=return_lse, return_weights=return_weights, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
     return _chosen([None if result is None else result.squeeze(0) for result in results], return_lse, return_weights)
 

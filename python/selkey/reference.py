@@ -15,13 +15,13 @@ import torch
 
 def attention(
     q, k, v, indices, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
-    v_head_dim, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
+    v_head_dim, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
 ):  # fmt: skip
     """Arguments as in `selkey.attention`, all resolved; packed sequences come with B = 1 and their cu_seqlens.
 
     Returns:
         (out, lse, weights): ``[B, S, HQ, DV]`` in q's dtype; ``[B, S, HQ]`` and ``[B, S, HQ, K]`` or None in fp32 (float64
-        where q is float64).
+        where q is float64). lse comes whether it was asked for or not.
     """
     B, S, HQ, _ = q.shape
     HK, G, K = k.shape[2], indices.shape[2], indices.shape[3]

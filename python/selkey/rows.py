@@ -109,16 +109,16 @@ class KeysAndValues:
     Args:
         k, v, heads, is_shared: as in `Rows`; v None: the values are the keys.
         most: most rows of one head in a tile, T · H · C.
-        float_type: what the rows are converted to.
+        dtype: what the rows are converted to.
     """
 
-    def __init__(self, k, v, heads, is_shared, most, float_type):
+    def __init__(self, k, v, heads, is_shared, most, dtype):
         self.parts = [Rows(tensor, heads, is_shared) for tensor in (k, v) if tensor is not None]
         numbers = most * sum(rows.width for rows in self.parts)
         # One allocation for both: the C library keeps the pages of a single large one for the next call, but returns those of two
         # to the system, and a gather into fresh pages takes twice as long.
         self.space = k.new_empty(numbers)
-        self.converted = self.space if k.dtype == float_type else k.new_empty(numbers, dtype=float_type)
+        self.converted = self.space if k.dtype == dtype else k.new_empty(numbers, dtype=dtype)
 
     def fetch(self, tile):
         """(keys, values) of a tile: ``[T, H, C, D]``, ``[T, H, C, DV]``, zero where not live; valid until the next fetch."""

@@ -136,9 +136,10 @@ def odd_strides(tensor, random=None):
     """The same values in a padded memory layout with permuted dimensions; NaN or the smallest integer in between."""
     order = torch.randperm(tensor.dim(), generator=random).tolist()
     filler = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
-    padded = torch.full([tensor.shape[i] + 3 for i in order], filler, dtype=tensor.dtype, device=tensor.device)
-    inner = padded[tuple(slice(1, 1 + tensor.shape[i]) for i in order)].permute([order.index(i) for i in range(tensor.dim())])
-    return inner.copy_(tensor)
+    padded = torch.full([2 * tensor.shape[i] + 3 for i in order], filler, dtype=tensor.dtype, device=tensor.device)
+    # Every other element, so that no dimension has stride 1, not even that of a vector.
+    inner = padded[tuple(slice(1, 1 + 2 * tensor.shape[i], 2) for i in order)]
+    return inner.permute([order.index(i) for i in range(tensor.dim())]).copy_(tensor)
 
 
 def selection(inputs):

@@ -1,0 +1,34 @@
+"""What the README shows is what happens."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_as_it_stands():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd="/")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "torch.Size([1, 1, 32, 128]) torch.Size([1, 1, 32])\n"
+
+
+def test_every_file_that_the_readmes_name_exists():
+    for folder in (ROOT, ROOT / "kernels", ROOT / "bench"):
+        text = (folder / "README.md").read_text()
+        for name in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"`([\w/]+\.(?:py|txt|json))`", text):
+            if not name.startswith("http"):
+                assert (folder / name).exists(), f"{folder.name}/README.md names {name}"
+
+
+def test_every_command_that_the_readme_names_exists():
+    commands = set(re.findall(r"`selkey (\w+)", README))
+    assert commands >= {"bench", "plot", "codegen"}
+    listed = subprocess.run(
+        [sys.executable, "-c", "from selkey.bench.cli import main; main()", "--help"], capture_output=True, text=True
+    ).stdout
+    for command in commands:
+        assert re.search(rf"^  {command} ", listed, re.MULTILINE), command
