@@ -1,7 +1,6 @@
 """What is particular to the CPU backend: its tiles and their joints, PyTorch's kernel inside, memory layouts, memory, cost."""
 
 import ctypes
-import functools
 import gc
 import random
 import time
@@ -35,11 +34,9 @@ def tiles_of(monkeypatch, tile_bytes, stretch_entries=1 << 17, partials=16):
     monkeypatch.setattr(cpu, "PARTIALS", partials)
 
 
-def results_with(wanted, inputs, monkeypatch):
+def results_with(wanted, inputs):
     """(out, lse, weights) from the path that gives no more than is wanted: "out", "lse" or "weights"; None for the rest."""
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu, "attention", functools.partial(cpu.attention, return_lse=wanted != "out"))
-        results = run("cpu", inputs, return_lse=wanted != "out", return_weights=wanted == "weights")
+    results = run("cpu", inputs, return_lse=wanted != "out", return_weights=wanted == "weights")
     return (results, None, None) if wanted == "out" else (*results, None)[:3]
 
 
@@ -51,7 +48,7 @@ def test_any_call_in_any_tiles_matches_the_reference(monkeypatch, seed, part):
         case, wanted = random_case(numbers), numbers.choice(["out", "lse", "weights"])
         inputs = make_inputs(case, seed=numbers.randrange(2**31))
         try:
-            assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+            assert_close(results_with(wanted, inputs), inputs)
         except AssertionError as error:
             raise AssertionError(f"{case}, {wanted} wanted, tiles of {cpu.TILE_BYTES} bytes") from error
 
@@ -64,7 +61,7 @@ def test_lists_may_be_cut_after_every_slot(monkeypatch, seed, block_size, dtype,
     key_bytes = case.HK * 2 * case.D * 4
     for keys in range(1, case.K * block_size + 1, block_size // 2 + 1):
         tiles_of(monkeypatch, keys * key_bytes, partials=3)
-        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+        assert_close(results_with(wanted, inputs), inputs)
 
 
 @pytest.mark.parametrize("block_size", [2**31, 2**62, 2**70])
@@ -114,16 +111,16 @@ def test_pytorchs_kernel_is_used_where_it_fits_and_the_results_are_right_without
         pytest.skip("this PyTorch has no such kernel")
     monkeypatch.setattr(cpu, "_flash", lambda *args, **kwargs: calls.append(args[0].dtype) or kernel(*args, **kwargs))
     for wanted in ("out", "lse", "weights"):
-        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+        assert_close(results_with(wanted, inputs), inputs)
     assert calls == [dtype, torch.float32]
     monkeypatch.setattr(cpu, "_flash", None)
     for wanted in ("out", "lse"):
-        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+        assert_close(results_with(wanted, inputs), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("live", [slice(0, 0), slice(0, 1), slice(1299, 1300), slice(600, 700)])
-def test_runs_of_empty_slots_longer_than_the_blocks_of_pytorchs_kernel(monkeypatch, dtype, live):
+def test_runs_of_empty_slots_longer_than_the_blocks_of_pytorchs_kernel(dtype, live):
     """The kernel reads keys in blocks of at most 512: a wholly masked block first, last and in between."""
     q, k, v = (torch.randn(1, n, 2, 16).to(dtype) for n in (2, 50, 50))
     indices = torch.full((1, 2, 1, 1300), -1)
@@ -131,7 +128,7 @@ def test_runs_of_empty_slots_longer_than_the_blocks_of_pytorchs_kernel(monkeypat
     indices[0, 1, 0, 650] = 7
     inputs = make_inputs(Case()).replace(q=q, k=k, v=v, indices=indices, v_head_dim=None)
     for wanted in ("out", "lse", "weights"):
-        assert_close(results_with(wanted, inputs, monkeypatch), inputs)
+        assert_close(results_with(wanted, inputs), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -59,6 +59,14 @@ def test_an_index_never_reaches_into_the_next_sequence(backend, device):
     assert (out[0] == 1).all() and (out[1] == 0).all()
 
 
+def test_keys_that_cu_seqlens_promise_but_k_does_not_hold_do_not_exist(backend, device):
+    k = torch.zeros(100, 1, 16, device=device)[:3]
+    starts_q, starts_k = torch.tensor([0, 1], device=device), torch.tensor([0, 9], device=device)
+    indices = torch.tensor([[[2, 3, 8, 0]]], device=device)
+    weights = selkey.attention_varlen(k[:1], k, None, indices, starts_q, starts_k, return_weights=True, backend=backend)[1]
+    assert weights.tolist() == [[[0.5, 0, 0, 0.5]]]
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("lengths", [[0, 0, 3, 0, 2, 0, 0], [1] * 17, [5], [0, 0]], ids=str)
 def test_any_sequence_may_be_empty(backend, device, seed, lengths, dtype):

@@ -36,7 +36,7 @@ class Partial(NamedTuple):
 @torch.no_grad()
 def attention(
     q, k, v, indices, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
-    v_head_dim, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, return_lse=True,
+    v_head_dim, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
 ):  # fmt: skip
     """Arguments and results of `selkey.reference.attention`; without `return_lse`, None stands for lse.
 

@@ -152,9 +152,11 @@ def merge_states(outs, lses, sinks=None):
         TypeError, ValueError: lists that are empty, of unequal length, or of tensors that do not fit each other.
     """
     checks.check_merge_states(outs, lses, sinks)
-    lse = torch.logsumexp(torch.stack(lses), dim=0)
-    dead = lse == float("-inf")
-    pivot = torch.where(dead, 0.0, lse)
+    parts = torch.stack(tuple(lses))
+    dead = (parts == float("-inf")).all(0)
+    # 0 in place of −inf where every part is dead: −inf − (−inf) makes NaN here and in the gradient
+    pivot = torch.logsumexp(torch.where(dead, 0.0, parts), dim=0)
+    lse = torch.where(dead, float("-inf"), pivot)
     total = None
     for part, part_lse in zip(outs, lses, strict=True):
         share = torch.exp(part_lse - pivot).unsqueeze(-1)
