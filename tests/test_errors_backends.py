@@ -63,16 +63,17 @@ def test_the_cpu_backend_refuses_tensors_on_another_device():
         selkey.attention(**call, backend="cpu")
 
 
-def test_biases_are_float64_where_q_is(backend):
+def test_biases_are_float64_where_q_is(backend, device):
+    call = {name: tensor.to(device) for name, tensor in full_call(torch.float64).items()}
     if backend == "triton":
         text = "backend 'triton' takes q in float32, float16 or bfloat16; got torch.float64. Use backend='reference'"
         with raises(TypeError, text):
-            selkey.attention(**full_call(torch.float64), backend=backend)
+            selkey.attention(**call, backend=backend)
         return
-    out, lse = selkey.attention(**full_call(torch.float64), return_lse=True, backend=backend)
+    out, lse = selkey.attention(**call, return_lse=True, backend=backend)
     assert out.dtype == lse.dtype == torch.float64
     with raises(TypeError, "sinks must have a dtype in (float64); got torch.float32"):
-        selkey.attention(**full_call(torch.float64) | {"sinks": torch.zeros(2)}, backend=backend)
+        selkey.attention(**call | {"sinks": torch.zeros(2)}, backend=backend)
 
 
 CALL_TRITON_ON_THE_CPU = """

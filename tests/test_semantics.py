@@ -104,7 +104,7 @@ def test_of_a_block_that_reaches_past_the_existing_keys_only_these_count(backend
     torch.testing.assert_close(results[2], torch.full((1, 1, 2, 1), float(live > 0), device=device))
 
 
-@pytest.mark.parametrize("block_size", [38, 1000, 2**40])
+@pytest.mark.parametrize("block_size", [38, 2**40])
 def test_a_block_may_be_longer_than_all_keys(backend, device, seed, block_size):
     inputs = make_inputs(Case(B=1, S=2, HQ=4, K=1, block_size=37, empty_slots=0.0), device, seed)
     assert (inputs["indices"] == 0).all()

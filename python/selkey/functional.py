@@ -160,7 +160,7 @@ def merge_states(outs, lses, sinks=None):
     total = None
     for part, part_lse in zip(outs, lses, strict=True):
         share = torch.exp(part_lse - pivot).unsqueeze(-1)
-        scaled = torch.where(share > 0, part.to(share.dtype) * share, 0.0)
+        scaled = torch.where(share == 0, 0.0, part.to(share.dtype) * share)
         total = scaled if total is None else total + scaled
     if sinks is not None:
         total = total * torch.where(dead, 0.0, torch.sigmoid(pivot - sinks)).unsqueeze(-1)
