@@ -26,13 +26,16 @@ def attention(q, k, v, indices, *, return_lse, return_weights, cu_seqlens_q=None
     if B * S == 0:
         return out, lse, weights
 
+    # a block longer than all keys names the same keys as one of just their length, and its numbers stay small
+    arguments["block_size"] = min(arguments["block_size"], max(k.shape[1], 1))
     packs, pack = packs_of(q, k, indices)
     architecture = architecture_of(q.device)
     config = gather_config(pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture)
     prepare = functools.partial(gather_call, q, k, v, indices, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
     call = prepare(config)
     keys = K * arguments["block_size"]
-    assert keys < 2**31, f"a list must name fewer than 2**31 keys; got K·block_size = {keys}"
+    if keys >= 2**31:
+        raise ValueError(f"a list must name fewer than 2**31 keys; got K={K} slots of {arguments['block_size']} keys")
     keys_per_split, splits = split_list(
         keys, call.queries * call.head_tiles, config.block_k, config.resident * architecture.multiprocessors
     )

@@ -145,7 +145,8 @@ def _table(element_size, architecture):
 
 def _tile(table, columns, pack):
     """The entry for so many columns that holds the pack, or the one for the largest pack where none does."""
-    assert columns <= table[-1][0], f"a key must have at most {table[-1][0]} columns, value included; got {columns}"
+    if columns > table[-1][0]:
+        raise ValueError(f"k and v must have at most {table[-1][0]} columns together (in tiles) on backend 'triton'; got {columns}")
     widest = next(widest for widest, _, _ in table if columns <= widest)
     tiles = [(largest, tile) for width, largest, tile in table if width == widest]
     return next((tile for largest, tile in tiles if pack <= largest), tiles[-1][1])

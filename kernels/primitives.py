@@ -54,13 +54,16 @@ def locate_query(inputs, query, S, N, B, query_offset, IS_CAUSAL: tl.constexpr):
         position = query - tl.load(inputs.cu_seqlens_q + sequence, mask=exists, other=0).to(tl.int64)
         first_row = tl.load(inputs.cu_seqlens_k + sequence, mask=exists, other=0).to(tl.int64)
         visible = tl.minimum(tl.load(inputs.cu_seqlens_k + sequence + 1, mask=exists, other=0).to(tl.int64), N) - first_row
+        visible = tl.where(first_row >= 0, visible, 0)
     if inputs.kv_lengths is not None:
         visible = tl.minimum(visible, tl.load(inputs.kv_lengths + sequence, mask=sequence < B, other=0).to(tl.int64))
     if IS_CAUSAL:
-        position += query_offset
+        # clamped before it is added, so that no value overflows
+        offset = query_offset + tl.zeros([], tl.int64)
         if inputs.query_offsets is not None:
-            position += tl.load(inputs.query_offsets + sequence, mask=sequence < B, other=0).to(tl.int64)
-        visible = tl.minimum(visible, position + 1)
+            offset = tl.load(inputs.query_offsets + sequence, mask=sequence < B, other=0).to(tl.int64)
+        offset = tl.maximum(tl.minimum(offset, N), -S)
+        visible = tl.minimum(visible, position + offset + 1)
     return b, s, first_row, visible
 
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,7 +54,7 @@ def test_a_keyword_alone_matches_the_reference(backend, device, seed, case):
     check(backend, make_inputs(case, device, seed))
 
 
-@pytest.mark.parametrize("case", pairs(), ids=str)
+@pytest.mark.parametrize("case", list(pairs()), ids=str)
 def test_keywords_that_meet_match_the_reference(backend, device, seed, case):
     check(backend, make_inputs(case, device, seed))
 
@@ -87,6 +88,12 @@ def test_a_call_changes_no_input_and_remembers_nothing(backend, device, seed):
 def test_the_forward_pass_does_not_depend_on_deterministic(backend, device, seed, deterministic):
     inputs = make_inputs(Case(S=1, HQ=2, K=5), device, seed)
     assert_close(run(backend, inputs, deterministic=deterministic), inputs)
+
+
+def test_numbers_of_numpy_are_numbers(backend, device, seed):
+    inputs = make_inputs(Case(S=2, HQ=4, mla=True, causal="int", block_size=3, K=5, softcap=2.0, scale=0.5), device, seed)
+    of_numpy = {"query_offset": np.int64, "block_size": np.int32, "v_head_dim": np.int64, "softcap": np.float32, "scale": np.float64}
+    assert_close(run(backend, inputs.replace(**{name: number(inputs[name]) for name, number in of_numpy.items()})), inputs)
 
 
 def test_auto_is_the_cpu_backend_for_tensors_on_the_cpu(seed):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import selkey
 from selkey.testing import Case, assert_close, check, make_inputs, run
 
 BF16 = torch.bfloat16
@@ -88,9 +89,9 @@ def test_any_size_of_block(backend, device, seed, case):
 
 
 LONG = [
-    Case(S=5, N=5000, HQ=8, D=64, DV=64, K=3000, dtype=BF16),
-    Case(S=5, N=5000, HQ=8, G=1, D=64, DV=64, K=3000, softcap=5.0, causal="tensor", sinks=True),
-    Case(S=50, N=3000, HQ=4, G=4, D=32, DV=32, K=500, kv_lengths=True, index_lengths="list", strided=True),
+    Case(S=3, N=5000, HQ=8, D=64, DV=64, K=3000, dtype=BF16),
+    Case(S=3, N=5000, HQ=8, G=1, D=64, DV=64, K=3000, softcap=5.0, causal="tensor", sinks=True),
+    Case(S=30, N=3000, HQ=4, G=4, D=32, DV=32, K=500, kv_lengths=True, index_lengths="list", strided=True),
     Case(B=1, S=2, N=9000, HQ=4, HK=1, G=1, D=576, DV=512, K=2000, mla=True, index_bias=True, key_bias=True),
     Case(S=3, N=9000, HQ=4, D=128, DV=96, K=5, block_size=1500, varlen=True, empty_slots=0.2),
     Case(B=1, S=3, N=9000, HQ=4, D=128, DV=128, K=40, block_size=64, dtype=torch.float16),
@@ -115,3 +116,22 @@ def test_a_long_list_with_one_live_slot_gives_the_value_of_its_key(backend, devi
         assert torch.equal(out[0, 0, h], inputs["v"][0, key[h // 2], h // 2])
     assert (weights[..., live] == 1).all() and weights.sum() == 4
     assert_close((out, lse, weights), inputs.replace(indices=only))
+
+
+@pytest.mark.parametrize("offset", [2**63 - 1, -(2**63), "tensor"])
+def test_a_query_offset_at_either_end_of_int64_overflows_nothing(backend, device, offset):
+    q, k = torch.randn(1, 3, 4, 16, device=device), torch.randn(1, 20, 4, 16, device=device)
+    indices = torch.arange(20, dtype=torch.int32, device=device).expand(1, 3, 1, 20)
+    value = torch.tensor([2**63 - 1], device=device) if offset == "tensor" else offset
+    out = selkey.attention(q, k, k, indices, query_offset=value, backend=backend)
+    expected = selkey.attention(q, k, k, indices, backend=backend)
+    assert (out == (0 if offset == -(2**63) else expected)).all()
+
+
+@pytest.mark.parametrize("block_size", [2**31, 2**62])
+def test_a_block_longer_than_all_keys_names_them_all(backend, device, block_size):
+    q, k = torch.randn(1, 2, 4, 16, device=device), torch.randn(1, 20, 4, 16, device=device)
+    indices = torch.tensor([0, 1, -1], device=device).expand(1, 2, 1, 3)
+    out = selkey.attention(q, k, k, indices, block_size=block_size, backend=backend)
+    every = torch.arange(20, device=device).expand(1, 2, 1, 20)
+    torch.testing.assert_close(out, selkey.attention(q, k, k, every, backend=backend))

@@ -99,3 +99,17 @@ def test_no_queries_and_no_keys_at_all(backend, device):
     indices = torch.zeros(0, 1, 4, dtype=torch.int32, device=device)
     out, lse = selkey.attention_varlen(nothing, nothing, nothing, indices, starts, starts, return_lse=True, backend=backend)
     assert out.shape == (0, 2, 16) and lse.shape == (0, 2)
+
+
+@pytest.mark.parametrize("starts", [[-1, 4, 10], [0, -4, 10], [-(10**9), 4, 10]])
+def test_a_sequence_that_starts_before_the_first_key_has_no_keys(backend, device, starts):
+    q, k = torch.randn(6, 2, 16, device=device), torch.randn(10, 2, 16, device=device)
+    indices = torch.arange(10, dtype=torch.int32, device=device).expand(6, 1, 10)
+    cu_seqlens_q = torch.tensor([0, 3, 6], device=device)
+    cu_seqlens_k = torch.tensor(starts, device=device)
+    out, lse = selkey.attention_varlen(q, k, k, indices, cu_seqlens_q, cu_seqlens_k, backend=backend, return_lse=True)
+    for b, first in enumerate(starts[:2]):
+        if first < 0:
+            assert (out[3 * b : 3 * b + 3] == 0).all() and (lse[3 * b : 3 * b + 3] == float("-inf")).all()
+        else:
+            assert out.isfinite().all()

@@ -152,6 +152,8 @@ def _check_common(q, block_size, kv_lengths, query_offset, sinks, softcap, scale
         if not isinstance(query_offset, torch.Tensor):
             raise TypeError(f"query_offset must be an int or an int tensor of shape [B]; got {type(query_offset).__name__}")
         _integer_tensor("query_offset", query_offset, q, {"[B]": (B,)})
+    elif query_offset is not None and not -(2**63) <= query_offset < 2**63:
+        raise ValueError(f"query_offset must fit 64 bits; got {query_offset}")
     if sinks is not None:
         _bias("sinks", sinks, q, "[HQ]", (HQ,))
     if softcap is not None and not (_is_real(softcap) and 0 < softcap < math.inf):

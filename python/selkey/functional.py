@@ -67,7 +67,7 @@ def attention(
     checks.check_gradients(backend, q=q, k=k, v=v, index_bias=index_bias, key_bias=key_bias, sinks=sinks)
     results = _backend(backend, q)(
         q, k, v, indices,
-        block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
+        block_size=int(block_size), index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=_plain_int(query_offset),
         index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
         return_lse=return_lse, return_weights=return_weights,
@@ -129,7 +129,7 @@ def attention_varlen(
 
     results = _backend(backend, q)(
         batched(q), batched(k), batched(v), batched(indices),
-        block_size=block_size, index_lengths=batched(index_lengths), kv_lengths=kv_lengths, query_offset=query_offset,
+        block_size=int(block_size), index_lengths=batched(index_lengths), kv_lengths=kv_lengths, query_offset=_plain_int(query_offset),
         index_bias=batched(index_bias), key_bias=batched(key_bias), sinks=sinks, softcap=softcap,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
         return_lse=return_lse, return_weights=return_weights, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -179,6 +179,10 @@ def _backend(name, q):
     else:
         from selkey.reference import attention as backend
     return backend
+
+
+def _plain_int(query_offset):
+    return query_offset if query_offset is None or isinstance(query_offset, torch.Tensor) else int(query_offset)
 
 
 def _value_width(k, v, v_head_dim):

@@ -74,7 +74,10 @@ def _visible_keys(b, s, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k)
             return 0, 0
         b = owners[0]
         s_in_sequence = s - starts[b]
-        first, end = int(cu_seqlens_k[b]), int(cu_seqlens_k[b + 1]) - int(cu_seqlens_k[b])
+        first = int(cu_seqlens_k[b])
+        if first < 0:
+            return 0, 0
+        end = min(int(cu_seqlens_k[b + 1]), N) - first
     if kv_lengths is not None:
         end = min(end, int(kv_lengths[b]))
     if query_offset is not None:

@@ -158,6 +158,7 @@ def visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k):
             return tensor[owner].long()
 
         first = of_query(cu_seqlens_k).expand(B, S)
+        is_owned &= first[0] >= 0
         count = torch.where(is_owned, of_query(cu_seqlens_k[1:]).clamp(max=N) - first, 0)
         place = place - of_query(cu_seqlens_q)
     if kv_lengths is not None:
