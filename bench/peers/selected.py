@@ -22,14 +22,13 @@ def backend(device):
 
 
 def extra_bytes(case, device):
-    """The output and lse; on a CPU also a tile of rows, as stored and as converted to fp32, and the list entries at hand."""
+    """The output and lse; on a CPU also a tile of rows, which keep their dtype where no lse is asked for, and the list entries at hand."""
     outputs = cost.output_bytes(case) + 4 * case.batch * case.q_len * case.n_heads
     if device == "cuda":
         return outputs
     element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + case.v_head_dim
     lists_of_a_query = case.n_list_heads * case.k
     fetched = case.batch * case.q_len * lists_of_a_query
-    converted = min(4 * fetched * width, TILE_BYTES)
-    stored = converted * element // 4 if element < 4 else 0
+    rows = min(4 * fetched * width, TILE_BYTES) * element // 4
     entries = min(fetched, STRETCH_ENTRIES, max(lists_of_a_query, TILE_BYTES // (4 * width)))
-    return outputs + converted + stored + entries * _ENTRY_BYTES
+    return outputs + rows + entries * _ENTRY_BYTES
