@@ -85,6 +85,7 @@ MISTAKES = [
     ({"kv_lengths": zeros(3, dtype=INT32)}, ValueError, "kv_lengths must have shape [B] = [2]; got [3]"),
     ({"query_offset": 1.5}, TypeError, "query_offset must be an int or an int tensor of shape [B]; got float"),
     ({"query_offset": True}, TypeError, "query_offset must be an int or an int tensor of shape [B]; got bool"),
+    ({"query_offset": 2**63}, ValueError, "query_offset must fit 64 bits; got 9223372036854775808"),
     ({"query_offset": zeros(2)}, TypeError, "query_offset must have a dtype in (int32, int64); got torch.float32"),
     ({"query_offset": zeros(3, dtype=INT32)}, ValueError, "query_offset must have shape [B] = [2]; got [3]"),
     ({"index_bias": 0.0}, TypeError, "index_bias must be a tensor; got float"),

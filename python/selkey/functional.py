@@ -188,7 +188,7 @@ def _plain_int(query_offset):
 def _value_width(k, v, v_head_dim):
     if v is not None:
         return v.shape[-1]
-    return k.shape[-1] if v_head_dim is None else v_head_dim
+    return k.shape[-1] if v_head_dim is None else int(v_head_dim)
 
 
 def _chosen(results, return_lse, return_weights):
