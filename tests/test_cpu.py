@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import selkey
-from selkey import cpu, rows
+from selkey import cpu, rows, tiles
 from selkey.testing import Case, assert_close, make_inputs, odd_strides, run
 
 
@@ -30,7 +30,7 @@ def random_case(numbers):
 
 def tiles_of(monkeypatch, tile_bytes, stretch_entries=1 << 17, partials=16):
     monkeypatch.setattr(cpu, "TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(cpu, "STRETCH_ENTRIES", stretch_entries)
+    monkeypatch.setattr(tiles, "STRETCH_ENTRIES", stretch_entries)
     monkeypatch.setattr(cpu, "PARTIALS", partials)
 
 

@@ -64,18 +64,6 @@ def check_flags(deterministic, **flags):
         raise TypeError(f"deterministic must be True, False or None; got {deterministic!r}")
 
 
-def check_gradients(backend, **tensors):
-    """Refuse to drop a gradient silently: the fast backends do not record one yet."""
-    if backend == "reference" or not torch.is_grad_enabled():
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise RuntimeError(
-                f"{name} requires a gradient, which backend {backend!r} does not compute yet. Call it under torch.no_grad() or "
-                "with detached tensors, or use backend='reference' (slow)"
-            )
-
-
 def check_backend(name, q):
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")

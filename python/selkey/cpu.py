@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from selkey.rows import KeysAndValues, Lists, Rows, TileSize, visible_keys
+from selkey.cpu_backward import attention_backward  # noqa: F401  the other half of this backend
+from selkey.tiles import tile_bias, walk_lists
 
 # Rows in a tile, in fp32: large beside the cost of a call to PyTorch, small beside the caches.
 TILE_BYTES = 4 << 20
-# List entries whose rows are worked out at once.
-STRETCH_ENTRIES = 1 << 17
 # Results that are joined at once.
 PARTIALS = 16
 
@@ -44,8 +43,7 @@ def attention(
     Gradients are not recorded.
     """
     B, S, HQ, D = q.shape
-    N, HK = k.shape[1:3]
-    G, K = indices.shape[2:]
+    K = indices.shape[3]
     float_type = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = q.new_zeros(B, S, HQ, v_head_dim)
     lse = q.new_full((B, S, HQ), -math.inf, dtype=float_type)
@@ -53,26 +51,21 @@ def attention(
     if k.numel() == 0 or indices.numel() == 0:
         return out, lse if return_lse else None, weights
 
-    H = HQ if G == HQ else HK
     is_fused = _flash is not None and softcap is None and not return_weights and (v is None or v_head_dim == D)
-    # A block longer than all keys names the same keys as one of just their length, whose products do not overflow.
-    block_size = min(block_size, N)
-    size = _tile_size(D, 0 if v is None else v_head_dim, HQ, H, G, K, block_size, float_type)
-    visible = visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k)
-    lists = Lists(indices, index_lengths, block_size, *visible, size, max(1, STRETCH_ENTRIES // (G * size.part)))
-    most = min(size.queries, B * S) * min(size.slots, K) * size.part * H
-    row_type = q.dtype if is_fused and not return_lse else float_type
-    keys_and_values = KeysAndValues(k, v, H, G == 1, most, row_type)
-    key_biases = None if key_bias is None else Rows(key_bias[..., None], H, G == 1)
+    walk = walk_lists(
+        q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k,
+        TILE_BYTES, q.dtype if is_fused and not return_lse else float_type,
+    )  # fmt: skip
+    H = walk.heads
 
-    for entries, queries in _query_tiles(B, S, size.queries):
-        query = q[entries, queries].reshape(-1, H, HQ // H, D).to(row_type).contiguous()
+    for entries, queries in walk.queries:
+        query = q[entries, queries].reshape(-1, H, HQ // H, D).to(walk.keys_and_values.dtype).contiguous()
         slot_logits = None if weights is None else weights[entries, queries].fill_(-math.inf)
         levels = []
-        for tile in lists.tiles(entries, queries):
-            keys, values = keys_and_values.fetch(tile)
+        for tile in walk.lists.tiles(entries, queries):
+            keys, values = walk.keys_and_values.fetch(tile)
             slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
-            bias = _tile_bias(tile, slot_bias, key_biases, float_type)
+            bias = tile_bias(tile, slot_bias, walk.key_biases, float_type)
             # NaN in a query without a live slot must not reach its output.
             clean = query if tile.live is None else query.masked_fill(~tile.live.any(-1)[..., None, None], 0)
             if is_fused:
@@ -86,55 +79,13 @@ def attention(
     return out, lse if return_lse else None, weights
 
 
-def _tile_size(D, value_width, HQ, H, G, K, block_size, float_type):
-    """How much of the lists goes into a tile, one key of one query at least."""
-    key_bytes = max(H * (D + value_width) * float_type.itemsize, 4 * HQ, 32 * G)  # of rows, of logits, of row numbers
-    part = min(block_size, max(1, TILE_BYTES // key_bytes))
-    slots = max(1, TILE_BYTES // (part * key_bytes))
-    query_bytes = K * block_size * key_bytes + 8 * HQ * (D + value_width)
-    return TileSize(max(1, TILE_BYTES // query_bytes), slots, part)
-
-
-def _query_tiles(B, S, most):
-    """Pairs of slices of the batch and the queries, with at most `most` queries each (one at least)."""
-    step_b, step_s = (most // S, S) if most >= S else (1, most)
-    for b in range(0, B, step_b):
-        for s in range(0, S, step_s):
-            yield slice(b, min(b + step_b, B)), slice(s, min(s + step_s, S))
-
-
-def _tile_bias(tile, slot_bias, key_biases, float_type):
-    """What is added to the logits of a tile, −inf where not live.
-
-    Args:
-        slot_bias: ``[b, s, G, n]`` or None.
-        key_biases: `Rows` or None.
-
-    Returns:
-        ``[T, 1 or G or H, 1, C]``, or None where it is 0 throughout.
-    """
-    T, G, C = tile.rows.shape
-    bias = None
-    if key_biases is not None:
-        found = torch.empty(T * key_biases.heads * C, dtype=float_type)
-        key_biases.fetch(tile, found)
-        bias = key_biases.by_head(tile, found).transpose(2, 3)  # [T, H, 1, C]
-    if slot_bias is not None:
-        n = slot_bias.shape[-1]
-        slot_bias = slot_bias.reshape(T, G, n, 1).expand(T, G, n, C // n).reshape(T, G, 1, C)
-        bias = slot_bias if bias is None else bias + slot_bias
-    if tile.live is not None:
-        bias = torch.where(tile.live[:, :, None], torch.zeros((), dtype=float_type) if bias is None else bias, -math.inf)
-    return None if bias is None else bias.contiguous()
-
-
 def _fused_partial(query, keys, values, bias, scale, v_head_dim):
     """The softmax of a tile in one pass of PyTorch's own kernel: logits and sums in fp32, no logits in memory.
 
     Args:
         query: ``[T, H, R, D]``.
         keys, values: ``[T, H, C, D]``, dtype of query.
-        bias: as from `_tile_bias`.
+        bias: as from `tile_bias`.
     """
     out, lse = _flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scale)
     if bias is not None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from selkey import checks
+from selkey import checks, ops, reference
 
 
 def attention(
@@ -49,7 +49,8 @@ def attention(
         v_head_dim: DV when v is None; default D.
         return_lse: also return the natural logarithm of Σ exp(logit) over the live slots, sinks not included.
         return_weights: also return the share of each slot in the denominator, sinks included.
-        deterministic: choice of the backward pass; default ``torch.are_deterministic_algorithms_enabled()``.
+        deterministic: whether gradients are bit-equal from run to run; default ``torch.are_deterministic_algorithms_enabled()``.
+            On the CPU they always are.
         backend: "auto" (Triton on a GPU, else CPU), "triton", "cpu" or "reference".
 
     Returns:
@@ -58,21 +59,16 @@ def attention(
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected.
-        RuntimeError: a gradient is asked of a backend without a backward pass; so far only "reference" has one.
     """
+    q, k, v = ops.autocast(q, k, v)
     checks.check_attention(
         q, k, v, indices, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim
     )
     checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
-    checks.check_gradients(backend, q=q, k=k, v=v, index_bias=index_bias, key_bias=key_bias, sinks=sinks)
-    results = _backend(backend, q)(
-        q, k, v, indices,
-        block_size=int(block_size), index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=_plain_int(query_offset),
-        index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
-        return_lse=return_lse, return_weights=return_weights,
+    return _call(
+        backend, q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, query_offset, None, None,
+        block_size, v_head_dim, scale, softcap, return_lse, return_weights, deterministic,
     )  # fmt: skip
-    return _chosen(results, return_lse, return_weights)
 
 
 def attention_varlen(
@@ -117,24 +113,22 @@ def attention_varlen(
 
     All else, the returned values without their batch dimension, and the errors are those of `attention`.
     """
+    q, k, v = ops.autocast(q, k, v)
     checks.check_attention_varlen(
         q, k, v, indices, cu_seqlens_q, cu_seqlens_k,
         block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim,
     )  # fmt: skip
     checks.check_flags(deterministic, return_lse=return_lse, return_weights=return_weights)
-    checks.check_gradients(backend, q=q, k=k, v=v, index_bias=index_bias, key_bias=key_bias, sinks=sinks)
 
     def batched(tensor):
         return None if tensor is None else tensor.unsqueeze(0)
 
-    results = _backend(backend, q)(
-        batched(q), batched(k), batched(v), batched(indices),
-        block_size=int(block_size), index_lengths=batched(index_lengths), kv_lengths=kv_lengths, query_offset=_plain_int(query_offset),
-        index_bias=batched(index_bias), key_bias=batched(key_bias), sinks=sinks, softcap=softcap,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale, v_head_dim=_value_width(k, v, v_head_dim),
-        return_lse=return_lse, return_weights=return_weights, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    results = _call(
+        backend, batched(q), batched(k), batched(v), batched(indices), batched(index_bias), batched(key_bias), sinks,
+        batched(index_lengths), kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k,
+        block_size, v_head_dim, scale, softcap, return_lse, return_weights, deterministic,
     )  # fmt: skip
-    return _chosen([None if result is None else result.squeeze(0) for result in results], return_lse, return_weights)
+    return results.squeeze(0) if isinstance(results, torch.Tensor) else tuple(result.squeeze(0) for result in results)
 
 
 def merge_states(outs, lses, sinks=None):
@@ -167,31 +161,35 @@ def merge_states(outs, lses, sinks=None):
     return total.to(outs[0].dtype), lse
 
 
-def _backend(name, q):
-    """Resolve a backend's name for the device of q; modules are imported at first use, so that a CPU needs no Triton."""
-    checks.check_backend(name, q)
-    if name == "auto":
-        name = "triton" if q.is_cuda else "cpu"
-    if name == "triton":
-        from selkey.kernels.attention import attention as backend
-    elif name == "cpu":
-        from selkey.cpu import attention as backend
-    else:
-        from selkey.reference import attention as backend
-    return backend
-
-
-def _plain_int(query_offset):
-    return query_offset if query_offset is None or isinstance(query_offset, torch.Tensor) else int(query_offset)
-
-
-def _value_width(k, v, v_head_dim):
+def _call(
+    backend, q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k,
+    block_size, v_head_dim, scale, softcap, return_lse, return_weights, deterministic,
+):  # fmt: skip
+    """Resolve what has a default, call the operator (or the reference), return what was asked for."""
+    checks.check_backend(backend, q)
     if v is not None:
-        return v.shape[-1]
-    return k.shape[-1] if v_head_dim is None else int(v_head_dim)
-
-
-def _chosen(results, return_lse, return_weights):
+        v_head_dim = v.shape[-1]
+    elif v_head_dim is None:
+        v_head_dim = k.shape[-1]
+    if backend == "reference":
+        results = reference.attention(
+            q, k, v, indices, block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
+            index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            v_head_dim=v_head_dim, return_lse=return_lse, return_weights=return_weights,
+            cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        )  # fmt: skip
+    else:
+        offset, offsets = (None, query_offset) if isinstance(query_offset, torch.Tensor) else (query_offset, None)
+        needs_lse = return_lse or (torch.is_grad_enabled() and _requires_grad(q, k, v, index_bias, key_bias, sinks))
+        results = ops.attention(
+            q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, offsets, cu_seqlens_q, cu_seqlens_k,
+            offset, block_size, v_head_dim, scale, softcap, needs_lse, return_weights,
+            torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic, backend,
+        )  # fmt: skip
     out, lse, weights = results
     chosen = (out, *([lse] if return_lse else ()), *([weights] if return_weights else ()))
     return chosen if len(chosen) > 1 else out
+
+
+def _requires_grad(*tensors):
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

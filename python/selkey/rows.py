@@ -117,6 +117,7 @@ class KeysAndValues:
         numbers = most * sum(rows.width for rows in self.parts)
         # One allocation for both: the C library keeps the pages of a single large one for the next call, but returns those of two
         # to the system, and a gather into fresh pages takes twice as long.
+        self.dtype = dtype
         self.space = k.new_empty(numbers)
         self.converted = self.space if k.dtype == dtype else k.new_empty(numbers, dtype=dtype)
 
