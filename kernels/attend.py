@@ -21,8 +21,8 @@ from .primitives import (
 
 
 @triton.jit
-def start_program(inputs, S, N, K, B, query_offset, SHAPE: tl.constexpr):
-    """Which program am I: axis 0 is the query, axis 1 the tile of heads; and what stays for the whole loop.
+def start_program(inputs, first_query, S, N, K, B, query_offset, SHAPE: tl.constexpr):
+    """Which program am I: axis 0 is the query, counted from first_query, axis 1 the tile of heads; and what stays for the loop.
 
     Returns (b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail): heads [BLOCK_H] counts all query
     heads, in_pack says which of them are real; first_row, visible and length are those of `locate_query` and `list_length`.
@@ -32,7 +32,7 @@ def start_program(inputs, S, N, K, B, query_offset, SHAPE: tl.constexpr):
     head_in_pack = (tl.program_id(1) % tiles_per_pack) * SHAPE.BLOCK_H + tl.arange(0, SHAPE.BLOCK_H)
     in_pack = head_in_pack < SHAPE.PACK
     heads = pack * SHAPE.PACK + head_in_pack
-    b, s, first_row, visible = locate_query(inputs, tl.program_id(0).to(tl.int64), S, N, B, query_offset, SHAPE.IS_CAUSAL)
+    b, s, first_row, visible = locate_query(inputs, first_query + tl.program_id(0).to(tl.int64), S, N, B, query_offset, SHAPE.IS_CAUSAL)
     length = list_length(inputs.list_lengths, b, s, pack, K)
 
     query = inputs.query
@@ -56,14 +56,17 @@ def load_values(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def tile_logits(
-    inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr
-):
-    """Logits of one tile in log2 units, −inf where dead. [BLOCK_H, BLOCK_K]"""
+def tile_products(query_main, query_tail, key_main, key_tail, SHAPE: tl.constexpr):
+    """q · k of one tile. [BLOCK_H, BLOCK_K]"""
     products = tl.dot(query_main, tl.trans(key_main), input_precision=SHAPE.PRECISION)
     if SHAPE.D_TAIL > 0:
         products = tl.dot(query_tail, tl.trans(key_tail), products, input_precision=SHAPE.PRECISION)
-    logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
+    return products
+
+
+@triton.jit
+def biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE: tl.constexpr):
+    """Logits in natural units, plus their biases, in log2 units; −inf where dead. [BLOCK_H, BLOCK_K]"""
     if inputs.list_bias.ptr is not None:
         bias = inputs.list_bias
         list_ptr = bias.ptr + b * bias.strides[0] + s * bias.strides[1] + pack * bias.strides[2]
@@ -73,6 +76,32 @@ def tile_logits(
         head_ptr = bias.ptr + b * bias.strides[0] + (pack // SHAPE.PACKS_PER_KV) * bias.strides[2]
         logits += tl.load(head_ptr + rows * bias.strides[1], mask=live, other=0.0)[None, :]
     return tl.where(live[None, :], logits * LOG2_E, MINUS_INFINITY)
+
+
+@triton.jit
+def tile_logits(
+    inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr
+):
+    """Logits of one tile in log2 units, −inf where dead. [BLOCK_H, BLOCK_K]"""
+    products = tile_products(query_main, query_tail, key_main, key_tail, SHAPE)
+    logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
+    return biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE)
+
+
+@triton.jit
+def finished_softmax(inputs, lse, b, s, heads, in_pack):
+    """What turns logits into weights once the lse is known: weight = exp2(logit − pivot) · share.
+
+    Returns (pivot, share), both [BLOCK_H]: the lse in log2 units, and the share of all keys in the denominator, sinks included.
+    """
+    lse_ptrs = lse.ptr + b * lse.strides[0] + s * lse.strides[1] + heads * lse.strides[2]
+    pivot = tl.load(lse_ptrs, mask=in_pack, other=0.0) * LOG2_E
+    # a query without a live key has lse −inf, and any finite pivot serves its zeros
+    pivot = tl.where(pivot == MINUS_INFINITY, 0.0, pivot)
+    share = tl.full(heads.shape, 1.0, tl.float32)
+    if inputs.sinks is not None:
+        share = 1.0 / (1.0 + tl.exp2(tl.load(inputs.sinks + heads, mask=in_pack, other=MINUS_INFINITY) * LOG2_E - pivot))
+    return pivot, share
 
 
 @triton.jit

@@ -135,6 +135,13 @@ def weights_config(config):
     return replace(config, block_h=16) if config.block_h == 32 and config.num_warps == 8 else config
 
 
+@functools.lru_cache(maxsize=4096)
+def backward_config(pack, D, DV, shares_rows, element_size, architecture):
+    """Configuration for `gather_backward`; arguments as in `gather_config`."""
+    config = gather_config(min(pack, 32), D, DV, shares_rows, element_size, architecture)
+    return replace(config, num_stages=1)
+
+
 def _table(element_size, architecture):
     if element_size == 4:
         return _SINGLE_NVIDIA if architecture.is_nvidia else _SINGLE_AMD

@@ -21,7 +21,7 @@ def gather_decode_kernel(
     inputs, partial_out, partial_lse, keys_per_split, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr
 ):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
-        inputs, S, N, K, B, query_offset, SHAPE
+        inputs, 0, S, N, K, B, query_offset, SHAPE
     )
     split = tl.program_id(2)
     first = split * keys_per_split

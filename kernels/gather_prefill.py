@@ -17,7 +17,7 @@ from .primitives import store_result
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset"])
 def gather_prefill_kernel(inputs, out, lse, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
-        inputs, S, N, K, B, query_offset, SHAPE
+        inputs, 0, S, N, K, B, query_offset, SHAPE
     )
     main, tail, running_max, running_sum = attend_list(
         inputs, query_main, query_tail, b, s, pack, first_row, visible, 0, length * SHAPE.BLOCK_SIZE, scale, softcap, SHAPE

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from .arguments import rows
-from .attend import load_keys, start_program, tile_logits
+from .attend import finished_softmax, load_keys, start_program, tile_logits
 from .configs import ceil_divide
-from .primitives import LOG2_E, MINUS_INFINITY, live_keys
+from .primitives import live_keys
 
 # of axes 1 and 2 on NVIDIA GPUs; tiles beyond it a program takes in turn
 LARGEST_GRID_AXIS = 65535
@@ -21,16 +21,11 @@ LARGEST_GRID_AXIS = 65535
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset"])
 def gather_weights_kernel(inputs, lse, weights, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
-        inputs, S, N, K, B, query_offset, SHAPE
+        inputs, 0, S, N, K, B, query_offset, SHAPE
     )
     lists = inputs.lists
     list_ptr = lists.ptr + b * lists.strides[0] + s * lists.strides[1] + pack * lists.strides[2]
-    # [BLOCK_H], log2 units; a query without a live key has lse −inf, and any finite pivot serves its zeros
-    pivot = tl.load(lse.ptr + b * lse.strides[0] + s * lse.strides[1] + heads * lse.strides[2], mask=in_pack, other=0.0) * LOG2_E
-    pivot = tl.where(pivot == MINUS_INFINITY, 0.0, pivot)
-    share = tl.full([SHAPE.BLOCK_H], 1.0, tl.float32)
-    if inputs.sinks is not None:
-        share = 1.0 / (1.0 + tl.exp2(tl.load(inputs.sinks + heads, mask=in_pack, other=MINUS_INFINITY) * LOG2_E - pivot))
+    pivot, share = finished_softmax(inputs, lse, b, s, heads, in_pack)
 
     weight_ptrs = weights.ptr + b * weights.strides[0] + s * weights.strides[1] + heads * weights.strides[2]
     for first_slot in range(tl.program_id(2) * SHAPE.BLOCK_K, K, tl.num_programs(2) * SHAPE.BLOCK_K):
