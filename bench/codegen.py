@@ -35,6 +35,7 @@ class CodegenCase:
     block_size: int = 1
     queries: int = 1
     return_weights: bool = False
+    backward: tuple[bool, ...] = ()  # also the backward pass, with each of these values of `deterministic`
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,24 @@ class CodegenRow:
 MANY = 1024  # queries that fill any GPU, so that lists are not split
 
 CASES = (
-    CodegenCase("gqa4 d128", 32, 8, 128, 128, return_weights=True),
+    CodegenCase("gqa4 d128", 32, 8, 128, 128, return_weights=True, backward=(False, True)),
     CodegenCase("gqa4 d128", 32, 8, 128, 128, dtype="float16"),
-    CodegenCase("gqa4 d128", 32, 8, 128, 128, dtype="float32"),
+    CodegenCase("gqa4 d128", 32, 8, 128, 128, dtype="float32", backward=(False,)),
     CodegenCase("gqa4 d128 per-kv-head", 32, 8, 128, 128, list_heads=8, queries=MANY),
     CodegenCase("gqa4 d128 blocks of 64", 32, 8, 128, 128, list_heads=8, block_size=64, queries=MANY),
     CodegenCase("gqa16 d128", 64, 4, 128, 128, list_heads=4, queries=MANY),
-    CodegenCase("mha d96", 24, 24, 96, 96),
+    CodegenCase("gqa16 d128 blocks of 64", 64, 4, 128, 128, list_heads=4, block_size=64, backward=(False,)),
+    CodegenCase("mha d96", 24, 24, 96, 96, backward=(False,)),
     CodegenCase("mha d64", 16, 16, 64, 64),
-    CodegenCase("mha d256", 16, 16, 256, 256),
-    CodegenCase("mha d512", 8, 8, 512, 512),
+    CodegenCase("mha d256", 16, 16, 256, 256, backward=(False,)),
+    CodegenCase("mha d512", 8, 8, 512, 512, backward=(False,)),
     CodegenCase("mha d512", 8, 8, 512, 512, dtype="float32"),
+    CodegenCase("mqa32 d128", 32, 1, 128, 128, backward=(False,)),
     CodegenCase("mqa64 d128", 64, 1, 128, 128, queries=MANY),
     CodegenCase("mqa128 d128", 128, 1, 128, 128, queries=MANY),
-    CodegenCase("mla16 d576", 16, 1, 576, 512, shares_rows=True),
-    CodegenCase("mla128 d576", 128, 1, 576, 512, shares_rows=True),
+    CodegenCase("mqa128 d128", 128, 1, 128, 128, backward=(False,)),
+    CodegenCase("mla16 d576", 16, 1, 576, 512, shares_rows=True, backward=(False,)),
+    CodegenCase("mla128 d576", 128, 1, 576, 512, shares_rows=True, backward=(False, True)),
     CodegenCase("mla128 d576", 128, 1, 576, 512, shares_rows=True, queries=MANY, return_weights=True),
     CodegenCase("mla128 d576", 128, 1, 576, 512, dtype="float32", shares_rows=True),
 )
@@ -141,7 +145,7 @@ def _compile_job(job):
     import torch
     from triton.runtime import JITFunction, driver
 
-    from selkey.kernels.attention import attention
+    from selkey.kernels.attention import attention, attention_backward
     from selkey.kernels.configs import architecture_of
 
     dtype = getattr(torch, case.dtype)
@@ -160,12 +164,15 @@ def _compile_job(job):
         compiled.append((self.fn.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     JITFunction.run = compile_only
+    arguments = dict(
+        q=q, k=k, v=v, indices=indices, block_size=case.block_size, index_lengths=None, kv_lengths=None, query_offset=None,
+        index_bias=None, key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV,
+    )  # fmt: skip
     try:
-        attention(
-            q, k, v, indices, block_size=case.block_size, index_lengths=None, kv_lengths=None, query_offset=None, index_bias=None,
-            key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV,
-            return_lse=False, return_weights=case.return_weights,
-        )  # fmt: skip
+        out, lse, weights = attention(**arguments, return_lse=False, return_weights=case.return_weights)
+        needs = {"q", "k"} if v is None else {"q", "k", "v"}
+        for deterministic in case.backward:
+            attention_backward(out, None, None, out, lse, weights, **arguments, needs=needs, deterministic=deterministic)
     finally:
         JITFunction.run = run
     return [_describe(name, kernel, architecture, case) for name, kernel in compiled]

@@ -79,9 +79,7 @@ def biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE: tl.const
 
 
 @triton.jit
-def tile_logits(
-    inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr
-):
+def tile_logits(inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr):
     """Logits of one tile in log2 units, −inf where dead. [BLOCK_H, BLOCK_K]"""
     products = tile_products(query_main, query_tail, key_main, key_tail, SHAPE)
     logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
@@ -105,9 +103,7 @@ def finished_softmax(inputs, lse, b, s, heads, in_pack):
 
 
 @triton.jit
-def attend_list(
-    inputs, query_main, query_tail, b, s, pack, first_row, visible, first, last, scale, softcap, SHAPE: tl.constexpr
-):
+def attend_list(inputs, query_main, query_tail, b, s, pack, first_row, visible, first, last, scale, softcap, SHAPE: tl.constexpr):
     """Online softmax over the keys number first … last − 1 of a list: BLOCK_SIZE keys a slot, in the list's order.
 
     Returns (accumulator_main, accumulator_tail, running_max, running_sum): ``[BLOCK_H, DV_MAIN]``, ``[BLOCK_H, DV_TAIL]``,

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from .arguments import gather_call, packs_of
-from .backward import attention_backward  # noqa: F401  the other half of this backend
+from .backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
 from .configs import architecture_of, gather_config, split_list, weights_config
 from .gather_decode import gather_decode
 from .gather_prefill import gather_prefill

@@ -21,7 +21,14 @@ def attention_backward(
     Args:
         deterministic: rows of keys are summed in a fixed order, bit-equal from run to run; else by atomic additions.
     """
-    tensors = {"q": q, "k": k, "v": v, "index_bias": arguments["index_bias"], "key_bias": arguments["key_bias"], "sinks": arguments["sinks"]}
+    tensors = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "index_bias": arguments["index_bias"],
+        "key_bias": arguments["key_bias"],
+        "sinks": arguments["sinks"],
+    }
     # what nobody names has gradient 0; rows are summed in fp32
     grads = {name: torch.zeros(tensors[name].shape, dtype=torch.float32, device=q.device) for name in needs - {"q", "sinks"}}
     if "q" in needs:
@@ -40,28 +47,35 @@ def attention_backward(
         return grads
 
     arguments["block_size"] = min(arguments["block_size"], k.shape[1])
-    packs, pack = packs_of(q, k, indices)
-    config = backward_config(pack, q.shape[3], arguments["v_head_dim"], v is None, q.element_size(), architecture_of(q.device))
+    config = _config(q, k, v, indices, arguments["v_head_dim"])
     call = gather_call(q, k, v, indices, config, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
     result_grads = ResultGradients(
         rows(grad_out), rows(zero.expand_as(lse) if grad_lse is None else grad_lse), rows(grad_weights), rows(delta)
     )
     sweep = _sum_parts if deterministic else _add_atomically
-    sweep(call, rows(lse), result_grads, grads, indices.shape[2])
+    sweep(call, config.transposed, rows(lse), result_grads, grads, indices.shape[2])
     return {name: grad.to(tensors[name].dtype) for name, grad in grads.items()}
 
 
-def _add_atomically(call, lse, result_grads, grads, lists):
+def check_gradients(q, k, v, indices, v_head_dim):
+    """Raise ValueError now where `attention_backward` has no configuration for the call."""
+    _config(q, k, v, indices, v_head_dim)
+
+
+def _config(q, k, v, indices, v_head_dim):
+    _, pack = packs_of(q, k, indices)
+    return backward_config(pack, q.shape[3], v_head_dim, v is None, q.element_size(), architecture_of(q.device))
+
+
+def _add_atomically(call, transposed, lse, result_grads, grads, lists):
     """Every program adds to the rows of keys itself, in any order."""
     slots = _slot_sums(call, call.queries, grads) if "index_bias" in grads else None
-    targets = GradientTargets(
-        rows(grads.get("q")), rows(grads.get("k")), rows(grads.get("v")), rows(slots), rows(grads.get("key_bias"))
-    )
-    gather_backward(call, lse, result_grads, targets, 0, call.queries, atomic=True)
+    targets = GradientTargets(rows(grads.get("q")), rows(grads.get("k")), rows(grads.get("v")), rows(slots), rows(grads.get("key_bias")))
+    gather_backward(call, lse, result_grads, targets, 0, call.queries, atomic=True, transposed=transposed)
     _store_slot_sums(call, slots, grads, 0, lists)
 
 
-def _sum_parts(call, lse, result_grads, grads, lists):
+def _sum_parts(call, transposed, lse, result_grads, grads, lists):
     """Programs store what they have for a row, and `sum_rows` adds it up; some queries at a time."""
     by_row = {name: grads[name] for name in ("k", "v", "key_bias") if name in grads}
     keys = call.scalars["K"] * call.shape.BLOCK_SIZE.value
@@ -77,7 +91,7 @@ def _sum_parts(call, lse, result_grads, grads, lists):
         if slots is not None:
             parts["key_bias"] = slots.unsqueeze(-1)
         targets = GradientTargets(rows(grads.get("q")), rows(parts.get("k")), rows(parts.get("v")), rows(slots), rows(None))
-        gather_backward(call, lse, result_grads, targets, first, queries, atomic=False)
+        gather_backward(call, lse, result_grads, targets, first, queries, atomic=False, transposed=transposed)
         _store_slot_sums(call, slots, grads, first, lists)
         if by_row:
             inverted = invert_lists(call, lists, first, queries)

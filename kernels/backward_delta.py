@@ -24,7 +24,9 @@ def backward_delta_kernel(
 
     columns = tl.arange(0, BLOCK_DV)
     out_ptrs = out.ptr + b * out.strides[0] + s * out.strides[1] + head * out.strides[2] + columns * out.strides[3]
-    grad_ptrs = grad_out.ptr + b * grad_out.strides[0] + s * grad_out.strides[1] + head * grad_out.strides[2] + columns * grad_out.strides[3]
+    grad_ptrs = (
+        grad_out.ptr + b * grad_out.strides[0] + s * grad_out.strides[1] + head * grad_out.strides[2] + columns * grad_out.strides[3]
+    )
     found = tl.load(out_ptrs, mask=columns < DV, other=0.0).to(tl.float32)
     total = tl.sum(found * tl.load(grad_ptrs, mask=columns < DV, other=0.0).to(tl.float32), 0)
 

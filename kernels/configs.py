@@ -60,6 +60,13 @@ class GatherConfig:
     dv_tail: int
 
 
+@dataclass(frozen=True)
+class BackwardConfig(GatherConfig):
+    """Tiles and launch options of `gather_backward`."""
+
+    transposed: bool  # see `gather_backward.add_products`
+
+
 # (columns read per key up to, heads in the pack up to): (block_h, block_k, num_warps, num_stages, resident). Sixteen rows are the
 # smallest operand of a tensor core. With three stages the indices are loaded two tiles ahead and the rows one tile ahead.
 # Resident blocks are those that fit one multiprocessor at the widest row of the entry (measured).
@@ -106,6 +113,32 @@ _SINGLE_AMD = (
 )
 
 
+# The same for the backward pass, which holds the sums of two gradients beside the tiles. In fp32 it spills beyond 512 columns.
+_BACKWARD_WARPGROUP = (
+    (256, 16, (16, 32, 4, 3, 3)),
+    (256, 32, (32, 32, 4, 2, 2)),
+    (256, 64, (64, 64, 8, 2, 1)),
+    (512, 16, (16, 32, 4, 2, 2)),
+    (640, 16, (16, 32, 8, 2, 1)),
+    (640, 32, (32, 32, 8, 2, 1)),
+    (1280, 16, (16, 32, 8, 2, 1)),
+)
+_BACKWARD_WARP = (
+    (256, 16, (16, 32, 4, 2, 2)),
+    (256, 32, (32, 32, 4, 1, 2)),
+    (256, 64, (64, 32, 8, 1, 1)),
+    (512, 16, (16, 16, 4, 2, 2)),
+    (640, 16, (16, 16, 4, 1, 1)),
+    (1024, 16, (16, 16, 8, 2, 1)),
+    (1280, 16, (16, 16, 8, 1, 1)),
+)
+_BACKWARD_AMD = (
+    (640, 16, (16, 32, 4, 1, 1)),
+    (1280, 16, (16, 16, 4, 1, 1)),
+)
+_BACKWARD_SINGLE = ((1280, 16, (16, 16, 4, 1, 1)),)
+
+
 @functools.lru_cache(maxsize=4096)
 def gather_config(pack, D, DV, shares_rows, element_size, architecture):
     """Configuration for `pack` query heads that attend to rows of width D and DV.
@@ -137,9 +170,28 @@ def weights_config(config):
 
 @functools.lru_cache(maxsize=4096)
 def backward_config(pack, D, DV, shares_rows, element_size, architecture):
-    """Configuration for `gather_backward`; arguments as in `gather_config`."""
-    config = gather_config(min(pack, 32), D, DV, shares_rows, element_size, architecture)
-    return replace(config, num_stages=1)
+    """Configuration for `gather_backward`; arguments as in `gather_config`.
+
+    Raises:
+        ValueError: rows too wide for the architecture.
+    """
+    base = gather_config(16, D, DV, shares_rows, element_size, architecture)
+    columns = base.d_main + base.d_tail + (64 if shares_rows else base.dv_main + base.dv_tail)
+    transposed = element_size == 2 and architecture.name in ("sm_90", "sm_100", "sm_103")
+    if element_size == 4:
+        table = _BACKWARD_SINGLE
+        if architecture.shared_bytes < 100 * 1024 and columns > 512 and architecture.is_nvidia:
+            raise ValueError(
+                f"k and v in float32 must have at most 512 columns together (in tiles) for gradients on backend 'triton' and "
+                f"{architecture.name}, whose shared memory holds no more; got {columns}. Use bfloat16 or float16"
+            )
+    elif not architecture.is_nvidia:
+        table = _BACKWARD_AMD
+    else:
+        table = _BACKWARD_WARPGROUP if transposed else _BACKWARD_WARP
+    tile = _tile(table, columns, pack)
+    fields = {name: getattr(base, name) for name in ("precision", "d_main", "d_tail", "dv_main", "dv_tail")}
+    return BackwardConfig(*tile, **fields, transposed=transposed)
 
 
 def _table(element_size, architecture):

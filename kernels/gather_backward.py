@@ -10,7 +10,7 @@ One program computes one query for one tile of the heads of a pack, as gather_pr
 adds to that row atomically, or stores as a part of its own, for `sum_rows` to add up in a fixed order. Only live keys are written.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -44,8 +44,33 @@ class GradientTargets(NamedTuple):
 
 
 @triton.jit
-def give_to_rows(row_ptrs, live, column_stride, given, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ATOMIC: tl.constexpr):
-    """Add `given` [ROWS, BLOCK_D] to columns FIRST … of live rows, or store it there."""
+def add_products(factors, vectors, total, SHAPE: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """total + factorsᵀ [ROWS, BLOCK_H] · vectors [BLOCK_H, BLOCK_D]; `total` is [BLOCK_D, ROWS] where TRANSPOSED.
+
+    That way round warpgroup instructions take both operands from shared memory, where the vectors stay for the whole loop;
+    the warp instructions of other architectures would hold them in registers, which do not suffice.
+    """
+    if TRANSPOSED:
+        total = tl.dot(tl.trans(vectors), factors, total, input_precision=SHAPE.PRECISION)
+    else:
+        total = tl.dot(tl.trans(factors), vectors, total, input_precision=SHAPE.PRECISION)
+    return total
+
+
+@triton.jit
+def no_products(ROWS: tl.constexpr, BLOCK_D: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Where the sums of `add_products` start."""
+    return tl.zeros([BLOCK_D if TRANSPOSED else ROWS, ROWS if TRANSPOSED else BLOCK_D], tl.float32)
+
+
+@triton.jit
+def give_to_rows(
+    row_ptrs, live, column_stride, given, FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ATOMIC: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """Add `given`, as from `add_products`, to columns FIRST … of live rows, or store it there."""
+    if TRANSPOSED:
+        given = tl.trans(given)
     columns = FIRST + tl.arange(0, BLOCK_D)
     pointers = row_ptrs[:, None] + columns[None, :].to(tl.int64) * column_stride
     mask = live[:, None] & (columns[None, :] < WIDTH)
@@ -66,8 +91,9 @@ def row_ptrs_of(target, b, rows, head, numbers, ATOMIC: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first_query", "S", "N", "K", "B", "query_offset"])
 def gather_backward_kernel(
-    inputs, lse, grads, targets, first_query, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr, ATOMIC: tl.constexpr
-):
+    inputs, lse, grads, targets, first_query, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr, ATOMIC: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):  # fmt: skip
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
         inputs, first_query, S, N, K, B, query_offset, SHAPE
     )
@@ -135,22 +161,22 @@ def gather_backward_kernel(
             tl.atomic_add(bias_ptrs, tl.sum(logit_grads, 0), mask=live, sem="relaxed")
         if targets.key.ptr is not None:
             key_ptrs = row_ptrs_of(targets.key, b, rows, head, numbers, ATOMIC)
-            given = tl.dot(tl.trans(product_grads), query_main, input_precision=SHAPE.PRECISION)
+            given = add_products(product_grads, query_main, no_products(SHAPE.BLOCK_K, SHAPE.D_MAIN, TRANSPOSED), SHAPE, TRANSPOSED)
             if inputs.value.ptr is None:
-                given = tl.dot(tl.trans(weights), grad_main, given, input_precision=SHAPE.PRECISION)
-            give_to_rows(key_ptrs, live, targets.key.strides[3], given, 0, SHAPE.D, SHAPE.D_MAIN, ATOMIC)
+                given = add_products(weights, grad_main, given, SHAPE, TRANSPOSED)
+            give_to_rows(key_ptrs, live, targets.key.strides[3], given, 0, SHAPE.D, SHAPE.D_MAIN, ATOMIC, TRANSPOSED)
             if SHAPE.D_TAIL > 0:
-                given = tl.dot(tl.trans(product_grads), query_tail, input_precision=SHAPE.PRECISION)
+                given = add_products(product_grads, query_tail, no_products(SHAPE.BLOCK_K, SHAPE.D_TAIL, TRANSPOSED), SHAPE, TRANSPOSED)
                 if (inputs.value.ptr is None) and (SHAPE.DV_TAIL > 0):
-                    given = tl.dot(tl.trans(weights), grad_tail, given, input_precision=SHAPE.PRECISION)
-                give_to_rows(key_ptrs, live, targets.key.strides[3], given, SHAPE.D_MAIN, SHAPE.D, SHAPE.D_TAIL, ATOMIC)
+                    given = add_products(weights, grad_tail, given, SHAPE, TRANSPOSED)
+                give_to_rows(key_ptrs, live, targets.key.strides[3], given, SHAPE.D_MAIN, SHAPE.D, SHAPE.D_TAIL, ATOMIC, TRANSPOSED)
         if targets.value.ptr is not None:
             value_ptrs = row_ptrs_of(targets.value, b, rows, head, numbers, ATOMIC)
-            given = tl.dot(tl.trans(weights), grad_main, input_precision=SHAPE.PRECISION)
-            give_to_rows(value_ptrs, live, targets.value.strides[3], given, 0, SHAPE.DV, SHAPE.DV_MAIN, ATOMIC)
+            given = add_products(weights, grad_main, no_products(SHAPE.BLOCK_K, SHAPE.DV_MAIN, TRANSPOSED), SHAPE, TRANSPOSED)
+            give_to_rows(value_ptrs, live, targets.value.strides[3], given, 0, SHAPE.DV, SHAPE.DV_MAIN, ATOMIC, TRANSPOSED)
             if SHAPE.DV_TAIL > 0:
-                given = tl.dot(tl.trans(weights), grad_tail, input_precision=SHAPE.PRECISION)
-                give_to_rows(value_ptrs, live, targets.value.strides[3], given, SHAPE.DV_MAIN, SHAPE.DV, SHAPE.DV_TAIL, ATOMIC)
+                given = add_products(weights, grad_tail, no_products(SHAPE.BLOCK_K, SHAPE.DV_TAIL, TRANSPOSED), SHAPE, TRANSPOSED)
+                give_to_rows(value_ptrs, live, targets.value.strides[3], given, SHAPE.DV_MAIN, SHAPE.DV, SHAPE.DV_TAIL, ATOMIC, TRANSPOSED)
 
     if targets.query.ptr is not None:
         query = targets.query
@@ -160,7 +186,7 @@ def gather_backward_kernel(
             store_columns(query_ptrs, in_pack, query.strides[3], query_sum_tail, SHAPE.D_MAIN, SHAPE.D, SHAPE.D_TAIL)
 
 
-def gather_backward(call, lse, grads, targets, first_query, queries, atomic):
+def gather_backward(call, lse, grads, targets, first_query, queries, *, atomic, transposed):
     """Write the gradients that `queries` queries of a GatherCall give, from the query first_query of all B · S on.
 
     Args:
@@ -169,7 +195,9 @@ def gather_backward(call, lse, grads, targets, first_query, queries, atomic):
         grads: ResultGradients.
         targets: GradientTargets; what is added to is initialised.
         atomic: whether rows are added to, in any order, or parts stored.
+        transposed: see `add_products`.
     """
     gather_backward_kernel[(queries, call.head_tiles)](
-        call.inputs, lse, grads, targets, first_query, **call.scalars, SHAPE=call.shape, ATOMIC=atomic, **call.options
-    )
+        call.inputs, lse, grads, targets, first_query, **call.scalars, SHAPE=call.shape, ATOMIC=atomic, TRANSPOSED=transposed,
+        **call.options,
+    )  # fmt: skip

@@ -17,9 +17,7 @@ from .primitives import store_result
 
 
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset", "keys_per_split"])
-def gather_decode_kernel(
-    inputs, partial_out, partial_lse, keys_per_split, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr
-):
+def gather_decode_kernel(inputs, partial_out, partial_lse, keys_per_split, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
         inputs, 0, S, N, K, B, query_offset, SHAPE
     )

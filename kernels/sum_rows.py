@@ -103,7 +103,9 @@ def sum_rows_kernel(
             numbers = (slots % K) * BLOCK_SIZE + within
             for tile in range(TILES_PER_PACK):
                 # [BLOCK_E]
-                part_ptrs = parts.ptr + query * parts.strides[0] + (pack * TILES_PER_PACK + tile) * parts.strides[1] + numbers * parts.strides[2]
+                part_ptrs = (
+                    parts.ptr + query * parts.strides[0] + (pack * TILES_PER_PACK + tile) * parts.strides[1] + numbers * parts.strides[2]
+                )
                 # [BLOCK_E, BLOCK_W]
                 pointers = part_ptrs[:, None] + columns[None, :] * parts.strides[3]
                 total += tl.sum(tl.load(pointers, mask=live[:, None] & (columns[None, :] < WIDTH), other=0.0), 0)

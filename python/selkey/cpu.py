@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from selkey.cpu_backward import attention_backward  # noqa: F401  the other half of this backend
+from selkey.cpu_backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
 from selkey.tiles import tile_bias, walk_lists
 
 # Rows in a tile, in fp32: large beside the cost of a call to PyTorch, small beside the caches.

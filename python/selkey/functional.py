@@ -4,6 +4,8 @@ import torch
 
 from selkey import checks, ops, reference
 
+_LONGEST_BLOCK = 2**62
+
 
 def attention(
     q,
@@ -171,6 +173,10 @@ def _call(
         v_head_dim = v.shape[-1]
     elif v_head_dim is None:
         v_head_dim = k.shape[-1]
+    # ints of any kind; a block longer than any sequence may be as long as one wishes
+    block_size, v_head_dim = min(int(block_size), _LONGEST_BLOCK), int(v_head_dim)
+    if query_offset is not None and not isinstance(query_offset, torch.Tensor):
+        query_offset = int(query_offset)
     if backend == "reference":
         results = reference.attention(
             q, k, v, indices, block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,

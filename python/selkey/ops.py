@@ -8,8 +8,8 @@ asked for is an empty tensor.
 import itertools
 
 import torch
-from torch.autograd import forward_ad
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from selkey.vmap import vmap_rule
@@ -35,9 +35,10 @@ attention_backward = torch.ops.selkey.attention_backward.default
 
 def autocast(q, k, v):
     """q, k and v in autocast's dtype where it is on; float64 stays as it is. Biases and sinks are fp32 always."""
-    if not isinstance(q, torch.Tensor) or not torch.amp.is_autocast_available(q.device.type) or not torch.is_autocast_enabled(q.device.type):
+    device = q.device.type if isinstance(q, torch.Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return q, k, v
-    dtype = torch.get_autocast_dtype(q.device.type)
+    dtype = torch.get_autocast_dtype(device)
 
     def cast(tensor):
         is_castable = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -108,10 +109,17 @@ def _attention_backward_fake(grad_out, grad_lse, grad_weights, out, lse, weights
     )
 
 
+def _check_gradients(values):
+    """Let the backend raise now what it would raise in the backward pass."""
+    backend, _, arguments = _named(values)
+    backend.check_gradients(*(arguments[name] for name in ("q", "k", "v", "indices", "v_head_dim")))
+
+
 # PyTorch's register_autograd refuses torch.func.grad (seen up to 2.13), because its Function is not a single-level one.
 class _Attention(_SingleLevelFunction):
     @staticmethod
     def forward(ctx, keyset, *values):
+        _check_gradients(values)
         results = _below_autograd(attention, keyset, values)
         is_tensor = [isinstance(value, torch.Tensor) for value in values]
         ctx.set_materialize_grads(False)

@@ -34,10 +34,10 @@ def _joined(x, dim, size):
 
 
 def _one_after_another(operator, size, in_dims, values):
-    calls = [
-        operator(*(x.select(dim, i) if isinstance(x, torch.Tensor) and dim is not None else x for x, dim in zip(values, in_dims, strict=True)))
-        for i in range(size)
-    ]
+    def single(x, dim, i):
+        return x.select(dim, i) if isinstance(x, torch.Tensor) and dim is not None else x
+
+    calls = [operator(*(single(x, dim, i) for x, dim in zip(values, in_dims, strict=True))) for i in range(size)]
     return tuple(parts[0] if _is_absent(parts[0]) else torch.stack(parts) for parts in zip(*calls, strict=True))
 
 
