@@ -59,7 +59,11 @@ def main():
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
-    "--workload", "wanted", type=click.Choice(workloads.WORKLOADS), multiple=True, help="Only this one; repeatable.  [default: all]"
+    "--workload",
+    "wanted",
+    type=click.Choice(workloads.WORKLOADS),
+    multiple=True,
+    help="Only this one; repeatable.  [default: all but backward and parallel]",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
@@ -71,7 +75,7 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     """Measure attention over selected keys against dense attention and a plain gather.
 
     Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
-    For --workload prefill alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
+    For --workload prefill or backward alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
     are its keys.
     """
     from rich.console import Console
@@ -81,10 +85,10 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     from selkey.bench.run import Plan, run
 
     device = _device(device)
-    wanted = wanted or workloads.WORKLOADS
+    wanted = wanted or workloads.DEFAULT
     default = _QUICK if quick else _FULL
     try:
-        cases = _cases(wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
+        cases = _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     environment = devices.environment(device)
@@ -92,6 +96,7 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
         environment=environment,
         cases=cases,
         with_real="real" in wanted,
+        parallel=_parallel(wanted, default, contexts, ks, dtype),
         dtype=dtype,
         device=device,
         seed=seed,
@@ -152,7 +157,61 @@ def codegen(architectures, as_json):
         raise click.UsageError(str(problem)) from None
 
 
-def _cases(wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
+@main.command()
+@click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Training steps of each run.")
+@click.option("--length", type=_COUNT, default=128, show_default=True, help="Tokens of a training sequence.")
+@click.option(
+    "--memory", "lengths", type=_COUNTS, default="1k,2k,4k,8k", show_default=True, help="Lengths at which a step's memory is measured."
+)
+@click.option("--lora", is_flag=True, help='Also through peft LoRA on a transformers model (pip install "selkey[lora]").')
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def train(steps, length, lengths, lora, device, out, seed):
+    """Train a small decoder densely and with selected keys: does it lose the same, and what memory does a step take?
+
+    The task is to find again what was marked. A control sees the window alone, so that it can only guess.
+    """
+    from rich.console import Console
+
+    from selkey.bench import devices, progress
+    from selkey.bench.training import experiment, report
+    from selkey.bench.training.lora import check_installed
+    from selkey.bench.training.recall import Recall
+
+    device = _device(device)
+    folder = out or Path("bench-results", devices.slug(devices.environment(device)["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    if (folder / "training.json").exists():
+        raise click.UsageError(f"--out {folder} already holds training.json: choose another folder, nothing is overwritten")
+    console = Console(highlight=False)
+    try:
+        task = Recall(length)
+        if min(lengths) < task.shortest:
+            raise ValueError(f"--memory: a sequence needs at least {task.shortest} tokens; got {min(lengths)}")
+        if lora:
+            check_installed()
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute, is the time to learn that it cannot be written
+        with progress.bar(console) as watch:
+            found = experiment.run(
+                task, steps=steps, lengths=lengths, lora=lora, seed=seed, device=device,
+                invocation=shlex.join(["selkey", *sys.argv[1:]]), watch=watch,
+            )  # fmt: skip
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
+    except ImportError as problem:
+        raise click.ClickException(str(problem)) from None
+    except OSError as problem:
+        raise click.UsageError(f"--out {folder} cannot be written: {problem}") from None
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing was written.")
+        raise SystemExit(130) from None
+    report.show(found, console)
+    paths = report.write(found, folder)
+    for kind, path in zip(("results", "picture"), paths, strict=True):
+        console.print(f"{kind}   {path}", soft_wrap=True)
+
+
+def _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
     """What the options ask for, in the order of measuring; None means the default."""
     cases = []
     if "k_sweep" in wanted:
@@ -161,11 +220,23 @@ def _cases(wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
         sweep = (heads or default["heads"], contexts or default["contexts"], ks or default["ks"])
         fixes = ("hidden", "head_dim") if fix == "both" else (fix,)
         cases += workloads.decode_sweep(*sweep, fix=fixes, hidden=hidden, head_dim=head_dim, dtype=dtype)
+    alone = len(wanted) == 1
+    lengths = contexts if contexts and alone else default["lengths"]
+    k = ks[0] if ks and alone else default["list"]
     if "prefill" in wanted:
-        alone = len(wanted) == 1
-        lengths = contexts if contexts and alone else default["lengths"]
-        cases += workloads.prefill(lengths, ks[0] if ks and alone else default["list"], dtype=dtype)
+        cases += workloads.prefill(lengths, k, dtype=dtype)
+    if "backward" in wanted:
+        cases += workloads.backward(lengths, k, dtype=dtype, deterministic=device == "cuda")
     return tuple(cases)
+
+
+def _parallel(wanted, default, contexts, ks, dtype):
+    if "parallel" not in wanted:
+        return None
+    alone = len(wanted) == 1
+    return workloads.parallel(
+        max(contexts) if contexts and alone else default["k_context"], ks[0] if ks and alone else default["ks"][0], dtype=dtype
+    )
 
 
 def _device(name):

@@ -11,7 +11,7 @@ below 16 and their exponentials add some 1e-6 each; 1e-5 covers them. A single w
 output by about √2 / √2048 = 3.1e-2, twice the bf16 tolerance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class Truth:
         queries, kv_heads: positions checked.
         kv_heads_stored: HK.
         vectors: ``[B, queries, kv_heads · group, DV]``.
+        gradients: of q there, ``[B, queries, kv_heads · group, D]``; None where there is no backward pass.
         against: where it comes from.
     """
 
@@ -38,15 +39,17 @@ class Truth:
     kv_heads: list[int]
     kv_heads_stored: int
     vectors: torch.Tensor
+    gradients: torch.Tensor | None
     against: str
 
 
-def truth(inputs, reads):
+def truth(inputs, reads, backward=False):
     """The truth about the inputs of a case.
 
     Args:
         inputs: `selkey.bench.inputs.Inputs`.
         reads: "all" or "selected", what is attended.
+        backward: also about the gradient of q, see `selkey.bench.gradients`.
     """
     (S, HQ), HK = inputs.q.shape[1:3], inputs.k.shape[2]
     queries = _spread(S, _QUERIES)
@@ -56,22 +59,33 @@ def truth(inputs, reads):
         rows = len(queries) * HQ * inputs.indices.shape[3]
         heads = _spread(HK, max(2, HK * _REFERENCE_ROWS // max(rows, 1)))
         attend, against = _selected, "selkey reference"
-    return Truth(queries, heads, HK, torch.stack([attend(inputs, s, heads) for s in queries], 1), against)
+    gradients = torch.stack([_query_gradient(attend, inputs, s, heads) for s in queries], 1) if backward else None
+    return Truth(queries, heads, HK, torch.stack([attend(inputs, s, heads) for s in queries], 1), gradients, against)
 
 
-def check(out, expected):
-    """Compare an output ``[B, S, HQ, DV]`` with the truth.
+def check(out, expected, gradient=None):
+    """Compare an output ``[B, S, HQ, DV]`` and the gradient of q ``[B, S, HQ, D]`` with the truth.
 
     Returns:
         dict: ok, error_rel_l2 (the largest over the vectors checked), tolerance, against, queries and kv_heads checked.
     """
-    got = out[:, expected.queries].unflatten(2, (expected.kv_heads_stored, -1))[:, :, expected.kv_heads].flatten(2, 3).double()
-    error = (got - expected.vectors).norm(dim=-1) / expected.vectors.double().norm(dim=-1).clamp(min=1e-30)
-    worst, limit = float(error.nan_to_num(nan=torch.inf, posinf=torch.inf).max()), tolerance(out.dtype)
+    norms = expected.vectors.double().norm(dim=-1)
+    worst, limit = _worst(out, expected.vectors, norms, expected), tolerance(out.dtype)
+    if gradient is not None:
+        # a query of few keys may have a gradient that cancels to nothing: the error of a gradient is relative to their mean
+        norm = expected.gradients.double().norm(dim=-1).mean()
+        worst = max(worst, _worst(gradient, expected.gradients, norm, expected))
     return {
         "ok": worst <= limit, "error_rel_l2": worst if worst < float("inf") else None, "tolerance": limit,
         "against": expected.against, "queries": len(expected.queries), "kv_heads": len(expected.kv_heads),
     }  # fmt: skip
+
+
+def _worst(out, vectors, norms, expected):
+    """The largest error over the vectors checked, in the 2-norm and relative to `norms`."""
+    got = out[:, expected.queries].unflatten(2, (expected.kv_heads_stored, -1))[:, :, expected.kv_heads].flatten(2, 3).double()
+    error = (got - vectors).norm(dim=-1) / norms.clamp(min=1e-30)
+    return float(error.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
 
 
 def tolerance(dtype):
@@ -98,6 +112,16 @@ def _selected(inputs, s, heads):
         lists = lists.unflatten(2, (inputs.k.shape[2], -1))[:, :, heads].flatten(2, 3)
     offset = None if inputs.query_offset is None else inputs.query_offset + s
     return selkey.attention(q, k, v, lists, query_offset=offset, scale=inputs.scale, backend="reference")[:, 0]
+
+
+def _query_gradient(attend, inputs, s, heads):
+    """Gradient of one query, for an output gradient that is the query itself → ``[B, heads · group, D]``."""
+    leaf = inputs.q.detach().requires_grad_()
+    with torch.enable_grad():
+        out = attend(replace(inputs, q=leaf), s, heads)
+        upstream = _heads_of(inputs, s, heads)[0][:, 0].to(out.dtype)
+        (gradient,) = torch.autograd.grad(out, leaf, upstream)
+    return _heads_of(replace(inputs, q=gradient), s, heads)[0][:, 0]
 
 
 def _heads_of(inputs, s, heads):

@@ -49,8 +49,13 @@ def keys_per_query_head(case, reads):
 
 
 def flops(case, reads):
-    """2 D for a logit and 2 DV for a weighted value, per pair; the exponential is not counted."""
-    return 2 * case.batch * case.n_heads * keys_per_query_head(case, reads) * (case.head_dim + case.v_head_dim)
+    """2 D for a logit and 2 DV for a weighted value, per pair; the exponential is not counted.
+
+    The backward pass computes five such products where the forward pass computes two: logits and weighted values again, and the
+    gradients of q, k and v.
+    """
+    forward = 2 * case.batch * case.n_heads * keys_per_query_head(case, reads) * (case.head_dim + case.v_head_dim)
+    return 7 * forward // 2 if case.backward else forward
 
 
 def sectors_bytes(row_bytes, sector):
@@ -86,6 +91,10 @@ def byte_counts(case, reads, unique_rows, sector):
     else:
         streams, row = max(case.n_list_heads, case.n_kv_heads), sectors_bytes(key, sector) + sectors_bytes(value, sector)
     rows = case.batch * streams * keys_per_query_head(case, reads)
+    if case.backward:
+        # all of it is read again, with the gradient of out, and every row and query gets a gradient
+        fixed = 2 * fixed + 2 * output_bytes(case)
+        row, key, value, unique_rows = 2 * row, 2 * key, 2 * value, 1.5 * unique_rows
     return ByteCounts(algorithmic=rows * (key + value) + fixed, touched=rows * row + fixed, unique=unique_rows * row + fixed)
 
 
@@ -104,6 +113,11 @@ def input_bytes(case, reads):
 def output_bytes(case):
     """out, in the dtype of q."""
     return case.batch * case.q_len * case.n_heads * case.v_head_dim * ELEMENT_BYTES[case.dtype]
+
+
+def gradient_bytes(case):
+    """Gradients of q, K and V, in their dtype."""
+    return input_bytes(case, "all")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ FIGURES = {
     "memory": memory.draw,
     "speedup": speedup.draw,
     "prefill": prefill.draw,
+    "backward": prefill.draw_backward,
     "quality": quality.draw,
 }
 

@@ -19,7 +19,7 @@ from selkey.bench import cost
 SCHEMA_VERSION = "1.0"
 
 BLOCKS = (
-    "schema_version", "run", "env", "ceilings", "case", "impl", "status", "correct", "time", "bytes", "mem", "model", "quality", "origin",
+    "schema_version", "run", "env", "ceilings", "case", "impl", "status", "correct", "time", "bytes", "mem", "model", "quality", "parallel", "origin",
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def row(run, env, ceilings, case, impl, state, reason=None, **blocks):
 
     Args:
         state: "ok", "skip", "oom_predicted", "incorrect", "error" or "invalid:above_roof".
-        blocks: correct, time, bytes, mem, model, quality.
+        blocks: correct, time, bytes, mem, model, quality, parallel.
     """
     command = reproduce(case, env["device_kind"], run["seed"])
     known = {
@@ -63,7 +63,7 @@ def reproduce(case, device, seed):
         words += ["--fix", "head_dim", "--head-dim", case.head_dim, "--dtype", case.dtype]
     elif case.workload != "real":
         words += ["--contexts", case.context, "--dtype", case.dtype]
-        words += ["--k", case.k] if case.workload == "prefill" else []
+        words += ["--k", case.k] if case.workload in ("prefill", "backward", "parallel") else []
     return shlex.join(map(str, words))
 
 

@@ -3,11 +3,26 @@
 import time
 import zlib
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from selkey.bench import ceilings, correctness, cost, devices, inputs, memory, minilm, records, timing, units, workloads
+from selkey.bench import (
+    ceilings,
+    correctness,
+    cost,
+    devices,
+    gradients,
+    inputs,
+    memory,
+    minilm,
+    parallel,
+    records,
+    timing,
+    units,
+    workloads,
+)
 from selkey.bench.workloads import Case
 
 ABOVE_ROOF = 1.03
@@ -23,6 +38,7 @@ class Plan:
         environment: of `selkey.bench.devices`.
         cases: of `selkey.bench.workloads`, in its order.
         with_real: also measure the real workload, whose cases `run` adds.
+        parallel: case to run in several processes, or None.
         dtype: of the random cases.
         device: "cpu" or "cuda".
         seconds: time to aim at; the fewest samples of everything are taken even if it takes `PATIENCE` times as long, then
@@ -34,6 +50,7 @@ class Plan:
     environment: dict
     cases: tuple[Case, ...]
     with_real: bool
+    parallel: Case | None
     dtype: str
     device: str
     seed: int
@@ -50,7 +67,7 @@ def run(plan, peers, writer, watch):
         writer: `selkey.bench.records.Writer`.
         watch: called as watch(what is being done, cases done, cases, share of the work done).
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         _Run(plan, peers, writer, watch).measure_all()
 
 
@@ -89,7 +106,24 @@ class _Run:
             left = self.begin + plan.seconds - time.monotonic()
             for row in self._case(case, sources, max(0.0, left) * work[number] / sum(work[number:])):
                 self.writer.write(row)
+        if plan.parallel is not None:
+            self._parallel(plan.parallel, len(cases))
         self.watch("done", len(cases), len(cases), 1.0)
+
+    def _parallel(self, case, done):
+        """Rows of the case in several processes."""
+        for world_size in parallel.WORLD_SIZES:
+            self.watch(f"keys spread over {world_size} processes", done, done, 1.0)
+            here = replace(case, note=f"{world_size} processes")
+            impl = {"name": parallel.NAME, "version": self.env["selkey"], "backend": "cpu, gloo", "reads": "selected"}
+            try:
+                blocks = parallel.row_blocks(here, world_size, parallel.measure(here, world_size, self.plan.seed))
+            except Exception as problem:  # of any process
+                reason = f"{type(problem).__name__}: {_first_line(problem)}"
+                self.writer.write(records.row(self.run_block, self.env, self.ceilings, here, impl, "error", reason))
+                continue
+            state, reason = ("ok", None) if blocks["correct"]["ok"] else ("incorrect", f"error {blocks['correct']['error_rel_l2']:.2g}")
+            self.writer.write(records.row(self.run_block, self.env, self.ceilings, here, impl, state, reason, **blocks))
 
     def _with_real(self, cases, sources):
         """Cases of the real workload behind the decode sweep; one row that says why where they cannot run."""
@@ -130,7 +164,7 @@ class _Run:
 
         source, rng = sources[case.workload], np.random.default_rng([self.plan.seed, zlib.crc32(case.cfg_id.encode())])
         drawn = source.inputs(case, rng)
-        truths = {reads: correctness.truth(drawn, reads) for reads in {peer.READS for peer in peers}}
+        truths = {reads: correctness.truth(drawn, reads, case.backward) for reads in {peer.READS for peer in peers}}
         checked = {}
         for peer in peers:
             try:
@@ -148,17 +182,19 @@ class _Run:
         def draw():
             return drawn if case.workload == "real" else replace(drawn, indices=inputs.draw_lists(case, rng).to(drawn.q.device))
 
-        samples = timing.interleave(self.clock, {name: self.peers[name].attend for name in checked}, draw, seconds)
+        calls = {name: _call(case, self.peers[name]) for name in checked}
+        samples = timing.interleave(self.clock, calls, draw, seconds)
         return rows + [self._timed_row(case, self.peers[name], drawn, samples[name], blocks) for name, blocks in checked.items()]
 
     def _checked(self, case, peer, drawn, source, truth):
         """First call of an implementation: its memory, its correctness, and calls until it is warm."""
-        begin = time.monotonic()
-        out, extra, how = memory.peak_extra(lambda: peer.attend(drawn), self.plan.device)
+        begin, call = time.monotonic(), _call(case, peer)
+        result, extra, how = memory.peak_extra(lambda: call(drawn), self.plan.device)
         while time.monotonic() < begin + _WARM_SECONDS:
-            peer.attend(drawn)
+            call(drawn)
+        out, *gradients = result if case.backward else (result,)
         blocks = {
-            "correct": correctness.check(out, truth),
+            "correct": correctness.check(out, truth, *gradients[:1]),
             "mem": self._memory(case, peer, extra, how),
         }
         if case.workload == "real":
@@ -203,7 +239,7 @@ class _Run:
     def _row(self, case, peer, state, reason=None, **blocks):
         impl = None
         if peer is not None:
-            version = self.env["selkey"] if peer.NAME == "selkey" else self.env["torch"]
+            version = self.env["selkey"] if peer.NAME.startswith("selkey") else self.env["torch"]
             impl = {"name": peer.NAME, "version": version, "backend": peer.backend(self.plan.device), "reads": peer.READS}
         return records.row(self.run_block, self.env, self.ceilings, case, impl, state, reason, **blocks)
 
@@ -230,6 +266,10 @@ class _Run:
         return sum(guess(peer) + flush for peer in self._peers_of(case)) + 0.02
 
 
+def _call(case, peer):
+    return partial(gradients.step, peer.attend) if case.backward else peer.attend
+
+
 def describe(case):
     """A case in the words of the progress bar."""
     shape = f"{case.n_heads} heads × {case.head_dim}"
@@ -237,6 +277,8 @@ def describe(case):
         return f"decode: {shape}, {units.count(case.context)} keys"
     if case.workload == "k_sweep":
         return f"selected share: {units.count(case.k)} of {units.count(case.context)} keys"
+    if case.workload == "backward":
+        return f"forward and backward: {units.count(case.context)} tokens, {case.k} keys each"
     if case.workload == "prefill":
         return f"prefill: {units.count(case.context)} tokens, {case.k} keys each"
     return f"MiniLM: layer {case.layer}, best {case.k_frac:.0%} of the keys"

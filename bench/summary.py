@@ -19,9 +19,10 @@ def show(rows, console):
     """
     if rows:
         _ceilings(rows[0], console)
-    for table in (*_decode(rows), _k_sweep(rows), _prefill(rows), _real(rows)):
+    for table in (*_decode(rows), _k_sweep(rows), _prefill(rows, "prefill"), _prefill(rows, "backward"), _real(rows)):
         if table is not None:
             console.print(table)
+    _parallel(rows, console)
     _troubles(rows, console)
 
 
@@ -63,12 +64,14 @@ def _k_sweep(rows):
         return _table(title, "k", columns, {name: [_speed_up(together, "sdpa", name) for together in cases] for name in names})
 
 
-def _prefill(rows):
-    cases = by_case(rows, "prefill")
+def _prefill(rows, workload):
+    cases = by_case(rows, workload)
     if cases:
         columns = [units.count(_case(together)["q_len"]) for together in cases]
-        lines = {name: [_median(together[name]) if name in together else "–" for together in cases] for name in ("selkey", "sdpa")}
-        return _table(f"causal prefill, {_case(cases[0])['k']} keys a query: median", "tokens", columns, lines)
+        names = [name for name in ("selkey", "selkey_deterministic", "sdpa") if any(name in together for together in cases)]
+        lines = {name: [_median(together[name]) if name in together else "–" for together in cases] for name in names}
+        what = {"prefill": "causal prefill", "backward": "causal forward and backward"}[workload]
+        return _table(f"{what}, {_case(cases[0])['k']} keys a query: median", "tokens", columns, lines)
 
 
 def _real(rows):
@@ -86,6 +89,19 @@ def _real(rows):
         lines = {name: [mean(field, share) for share in shares] for name, field in measures.items()}
         title = "MiniLM on prose, best keys of each query and head: mean over layers"
         return _table(title, "keys kept", [f"{share:.0%}" for share in shares], lines)
+
+
+def _parallel(rows, console):
+    """What travels between processes, per token and rank."""
+    lines = {}
+    for row in rows:
+        if row["parallel"] and row["status"]["state"] == "ok":
+            sizes = [units.memory(size) for size in row["parallel"]["bytes_per_token"].values()]
+            lines[str(row["parallel"]["world_size"])] = [_median(row), *sizes]
+    title = "keys spread over processes: bytes that a rank sends per token, and what sending keys would take"
+    table = _table(title, "processes", ["median", "selkey: parts", "selected rows", "all rows"], lines)
+    if table is not None:
+        console.print(table)
 
 
 def _table(title, corner, columns, lines):

@@ -1,6 +1,6 @@
 """What is measured: frozen cases and the sweeps that list them. Nothing here allocates or computes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 HEADS = (8, 16, 24, 32, 64)
 CONTEXTS = tuple(2**10 * n for n in (4, 8, 16, 32, 64, 128))
@@ -10,9 +10,12 @@ KEPT_FRACTIONS = (0.05, 0.10, 0.25)
 CUSTOM_HIDDEN = {24: 2304}
 
 # In the order of measuring: what comes last is lost first where the time does not suffice.
-WORKLOADS = ("k_sweep", "decode", "real", "prefill")
+WORKLOADS = ("k_sweep", "decode", "real", "prefill", "backward", "parallel")
+DEFAULT = WORKLOADS[:4]
 
 _DENSE, _GATHER, _SELKEY = "sdpa", "gather", "selkey"
+# Dense gradients of more tokens take minutes on a CPU.
+_LONGEST_DENSE_BACKWARD = 8192
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Case:
         layer: layer of that network.
         fix: which way of varying the heads this case belongs to: "hidden", "head_dim", both, or neither.
         note: what a reader has to know.
+        backward: the call is forward and backward: the gradients of q, k and v as well.
         implementations: names of the peers that run.
     """
 
@@ -53,6 +57,7 @@ class Case:
     layer: int | None = None
     fix: tuple[str, ...] = ()
     note: str = ""
+    backward: bool = False
     implementations: tuple[str, ...] = field(default=(_DENSE, _GATHER, _SELKEY), compare=False)
 
     @property
@@ -105,6 +110,29 @@ def prefill(lengths, k, *, dtype):
         Case("prefill", 8, 2, 2, 64, 64, n, k, q_len=n, dtype=dtype, causal=True, selector="stratified", implementations=(_DENSE, _SELKEY))
         for n in lengths
     ]
+
+
+def backward(lengths, k, *, dtype, deterministic):
+    """Forward and backward of the prefill's layer, dense up to 8192 tokens.
+
+    Args:
+        deterministic: also measure selkey's deterministic gradients, where they differ from the others.
+    """
+    selected = (_SELKEY, "selkey_deterministic") if deterministic else (_SELKEY,)
+    return [
+        replace(
+            case,
+            workload="backward",
+            backward=True,
+            implementations=((_DENSE,) if case.context <= _LONGEST_DENSE_BACKWARD else ()) + selected,
+        )
+        for case in prefill(lengths, k, dtype=dtype)
+    ]
+
+
+def parallel(context, k, *, dtype):
+    """Decode of four sequences whose keys lie on several processes, 32 heads over 8 KV heads, head_dim 128, one list a query."""
+    return Case("parallel", 32, 8, 1, 128, 128, context, min(k, context), batch=4, dtype=dtype, implementations=())
 
 
 def real(captures, data, *, fractions=KEPT_FRACTIONS):

@@ -281,11 +281,11 @@ def gradient_in_half_precision(rank, world_size):
 def dtensors(rank, world_size):
     """selkey.attention on DTensors whose heads or batch are sharded: results, gradients, and that nothing but lists is replicated."""
     mesh = init_device_mesh("cpu", (world_size,))
-    case = Case(B=4, S=2, N=12, HQ=8, HK=4, D=8, DV=8, K=6, index_bias=True, key_bias=True, sinks=True, index_lengths="query")
+    base = Case(B=4, S=2, N=12, HQ=8, HK=4, D=8, DV=8, K=6, index_bias=True, key_bias=True, sinks=True, index_lengths="query")
     for case, dims in (
-        (replace(case, G=1), {"q": 2, "k": 2, "v": 2, "key_bias": 2, "sinks": 0}),
-        (replace(case, G=4), {"q": 2, "k": 2, "v": 2, "indices": 2, "index_bias": 2, "key_bias": 2, "sinks": 0}),
-        (replace(case, G=8), dict.fromkeys(("q", "k", "v", "indices", "index_bias", "key_bias", "index_lengths"), 0)),
+        (replace(base, G=1), {"q": 2, "k": 2, "v": 2, "key_bias": 2, "sinks": 0}),
+        (replace(base, G=4), {"q": 2, "k": 2, "v": 2, "indices": 2, "index_bias": 2, "key_bias": 2, "sinks": 0}),
+        (replace(base, G=8), dict.fromkeys(("q", "k", "v", "indices", "index_bias", "key_bias", "index_lengths"), 0)),
     ):
         inputs = make_inputs(case)
         whole = inputs.map(lambda x: x.clone().requires_grad_() if x.is_floating_point() else x)

@@ -8,6 +8,6 @@ A module has
     extra_bytes(case, device) predicted peak of what the call allocates, its output included
 """
 
-from selkey.bench.peers import gather, sdpa, selected
+from selkey.bench.peers import deterministic, gather, sdpa, selected
 
-PEERS = {peer.NAME: peer for peer in (sdpa, gather, selected)}
+PEERS = {peer.NAME: peer for peer in (sdpa, gather, selected, deterministic)}

@@ -26,8 +26,14 @@ def backend(device):
 
 
 def extra_bytes(case, device):
-    """The output; on the CPU also what each thread of the flash kernel holds (ATen, FlashAttentionKernel.cpp): a tile of
-    fp32 logits, two rows of statistics and an fp32 accumulator, and for 16-bit types the tile once more in that type."""
+    """The output; with a backward pass also its gradients, and keys and values repeated for every query head.
+
+    On the CPU also what each thread of the flash kernel holds (ATen, FlashAttentionKernel.cpp): a tile of
+    fp32 logits, two rows of statistics and an fp32 accumulator, and for 16-bit types the tile once more in that type.
+    """
+    if case.backward:
+        groups = case.n_heads // case.n_kv_heads
+        return cost.output_bytes(case) + cost.gradient_bytes(case) + (2 * groups * cost.cache_bytes(case) if groups > 1 else 0)
     if device == "cuda":
         return cost.output_bytes(case)
     rows = case.q_len if case.q_len > 1 else case.n_heads // case.n_kv_heads

@@ -2,7 +2,8 @@
 
 import selkey
 from selkey.bench import cost
-from selkey.cpu import STRETCH_ENTRIES, TILE_BYTES
+from selkey.cpu import TILE_BYTES
+from selkey.tiles import STRETCH_ENTRIES
 
 NAME = "selkey"
 READS = "selected"
@@ -24,6 +25,10 @@ def backend(device):
 def extra_bytes(case, device):
     """The output and lse; on a CPU also a tile of rows, which keep their dtype where no lse is asked for, and the list entries at hand."""
     outputs = cost.output_bytes(case) + 4 * case.batch * case.q_len * case.n_heads
+    if case.backward:
+        # rows are summed in fp32; a tile's rows lie there as they were fetched, in fp32, by head, and as gradients
+        outputs += cost.gradient_bytes(case) + cost.cache_bytes(case) * 4 // cost.ELEMENT_BYTES[case.dtype]
+        return outputs + (4 * TILE_BYTES if device == "cpu" else 4 * case.batch * case.q_len * case.n_heads)
     if device == "cuda":
         return outputs
     element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + case.v_head_dim

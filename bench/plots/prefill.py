@@ -1,4 +1,4 @@
-"""Prefill at a fixed list length: time and extra memory against the number of tokens."""
+"""Many queries at a fixed list length, forward or forward and backward: time and extra memory against the number of tokens."""
 
 import numpy as np
 
@@ -6,14 +6,19 @@ from selkey.bench import units
 from selkey.bench.plots import style
 
 
-def draw(rows):
+def draw_backward(rows):
+    """The same of a forward and a backward pass."""
+    return draw(rows, "backward", "Causal forward and backward")
+
+
+def draw(rows, workload="prefill", name="Causal prefill"):
     """Two log-log panels with the exponent of a fitted power law beside each line."""
-    rows = style.timed(rows, "prefill")
+    rows = style.timed(rows, workload)
     if not rows:
         return None
     case = rows[0]["case"]
     title = (
-        f"Causal prefill: {case['k']} selected keys a query against all keys "
+        f"{name}: {case['k']} selected keys a query against all keys "
         f"({case['n_heads']} heads over {case['n_kv_heads']} KV heads, head_dim {case['head_dim']})"
     )
     headings = ("time of one layer", "peak memory beyond the inputs (dotted: predicted)")
@@ -24,7 +29,7 @@ def draw(rows):
         x, y = style.series(here, _tokens, lambda row: row["time"]["t_us"]["p50"])
         time.plot(x, y, label=f"{style.label(name)}: time ∝ S{_power(x, y)}", **look)
         x, y = style.series(here, _tokens, lambda row: row["mem"]["peak_extra_bytes"] or None)
-        memory.plot(x, y, label=style.label(name), **look)
+        memory.plot(x, y, label=f"{style.label(name)}: memory ∝ S{_power(x, y)}", **look)
         x, y = style.series(here, _tokens, lambda row: row["mem"]["predicted_extra_bytes"])
         memory.plot(x, y, ":", color=look["color"], linewidth=1.6)
     for axis in (time, memory):

@@ -12,7 +12,7 @@ from selkey.bench import units
 # Okabe and Ito's palette: told apart with every common kind of colour vision.
 COLOURS = {"selkey": "#0072B2", "gather": "#E69F00", "sdpa": "#7A7A7A"}
 MARKERS = {"selkey": "o", "gather": "D", "sdpa": "s"}
-LABELS = {"selkey": "selkey", "gather": "gather, then SDPA", "sdpa": "dense SDPA"}
+LABELS = {"selkey": "selkey", "gather": "gather, then SDPA", "sdpa": "dense SDPA", "selkey_deterministic": "selkey, deterministic"}
 ACCENT = "#D55E00"
 INK, FAINT = "#222222", "#CCCCCC"
 
@@ -139,7 +139,7 @@ def timed(rows, workload):
 def implementations(rows):
     """Names found in the rows, the baseline first."""
     found = {row["impl"]["name"] for row in rows}
-    return [name for name in ("sdpa", "gather", "selkey") if name in found] + sorted(found - set(LABELS))
+    return [name for name in ("sdpa", "gather", "selkey", "selkey_deterministic") if name in found] + sorted(found - set(LABELS))
 
 
 def series(rows, x, y):
