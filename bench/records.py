@@ -19,7 +19,8 @@ from selkey.bench import cost
 SCHEMA_VERSION = "1.0"
 
 BLOCKS = (
-    "schema_version", "run", "env", "ceilings", "case", "impl", "status", "correct", "time", "bytes", "mem", "model", "quality", "parallel", "origin",
+    "schema_version", "run", "env", "ceilings", "case", "impl", "status", "correct", "time", "bytes", "mem", "model", "quality", "parallel",
+    "origin",
 )  # fmt: skip
 
 

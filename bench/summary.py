@@ -95,7 +95,7 @@ def _parallel(rows, console):
     """What travels between processes, per token and rank."""
     lines = {}
     for row in rows:
-        if row["parallel"] and row["status"]["state"] == "ok":
+        if row.get("parallel") and row["status"]["state"] == "ok":
             sizes = [units.memory(size) for size in row["parallel"]["bytes_per_token"].values()]
             lines[str(row["parallel"]["world_size"])] = [_median(row), *sizes]
     title = "keys spread over processes: bytes that a rank sends per token, and what sending keys would take"
