@@ -64,7 +64,8 @@ def check_gradients(q, k, v, indices, v_head_dim):
 
 def _config(q, k, v, indices, v_head_dim):
     _, pack = packs_of(q, k, indices)
-    return backward_config(pack, q.shape[3], v_head_dim, v is None, q.element_size(), architecture_of(q.device))
+    # int: while torch.compile traces, sizes are symbols, which a cache cannot look up
+    return backward_config(int(pack), int(q.shape[3]), int(v_head_dim), v is None, q.element_size(), architecture_of(q.device))
 
 
 def _add_atomically(call, transposed, lse, result_grads, grads, lists):

@@ -3,6 +3,7 @@
 import os
 import random
 import zlib
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -38,6 +39,25 @@ def backend(request):
 def device(backend):
     """The device on which `backend` is tested: a GPU for the kernels where there is one."""
     return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
+class Way(NamedTuple):
+    """How gradients are computed."""
+
+    backend: str
+    device: str
+    keywords: dict
+
+
+@pytest.fixture(params=["cpu", "triton atomic", "triton deterministic"])
+def way(request):
+    """Every way to gradients but the reference's."""
+    if request.param == "cpu":
+        return Way("cpu", "cpu", {})
+    if triton is None:
+        pytest.skip("triton is not installed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Way("triton", device, {"deterministic": request.param == "triton deterministic"})
 
 
 @pytest.fixture

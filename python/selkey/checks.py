@@ -43,9 +43,7 @@ def check_attention_varlen(
             raise ValueError(f"{name} must have shape [B+1]; got {list(tensor.shape)}")
         _on_device(name, tensor, q)
     if len(cu_seqlens_q) != len(cu_seqlens_k):
-        raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must both have B+1 entries; got {len(cu_seqlens_q)} and {len(cu_seqlens_k)}"
-        )
+        raise ValueError(f"cu_seqlens_q and cu_seqlens_k must both have B+1 entries; got {len(cu_seqlens_q)} and {len(cu_seqlens_k)}")
     B = len(cu_seqlens_q) - 1
     if index_lengths is not None:
         _integer_tensor("index_lengths", index_lengths, q, {"[T]": (T,), "[T, G]": (T, G)})

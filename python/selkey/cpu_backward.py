@@ -78,7 +78,7 @@ def attention_backward(
             key_weights, logit_grads, product_grads = _tile_gradients(part, tile, keys, values[..., :v_head_dim], bias, scale, softcap)
             query_sum += torch.matmul(product_grads, keys)
             if "index_bias" in needs:
-                _store_slot_gradients(grads["index_bias"][entries, queries, :, tile.slots], logit_grads)
+                _add_slot_gradients(grads["index_bias"][entries, queries, :, tile.slots], logit_grads)
             if "key_bias" in needs:
                 sums["key_bias"].add(tile, logit_grads.sum(2).unsqueeze(-1))
             if "v" in needs:
@@ -175,8 +175,11 @@ def _tile_gradients(part, tile, keys, values, bias, scale, softcap):
     return key_weights, logit_grads, product_grads
 
 
-def _store_slot_gradients(target, logit_grads):
-    """Write the sums over heads and keys of ``[T, H, R, C]`` to slots ``[b, s, G, n]``; a list's heads lie side by side."""
+def _add_slot_gradients(target, logit_grads):
+    """Add the sums over heads and keys of ``[T, H, R, C]`` to slots ``[b, s, G, n]``; a list's heads lie side by side.
+
+    Added, because a long block comes in several tiles.
+    """
     T, H, R, C = logit_grads.shape
     b, s, G, n = target.shape
-    target.copy_(logit_grads.reshape(b, s, G, H * R // G, n, C // n).sum((3, 5)))
+    target.add_(logit_grads.reshape(b, s, G, H * R // G, n, C // n).sum((3, 5)))

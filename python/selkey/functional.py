@@ -186,10 +186,11 @@ def _call(
         )  # fmt: skip
     else:
         offset, offsets = (None, query_offset) if isinstance(query_offset, torch.Tensor) else (query_offset, None)
-        needs_lse = return_lse or (torch.is_grad_enabled() and _requires_grad(q, k, v, index_bias, key_bias, sinks))
-        results = ops.attention(
+        needs_gradient = torch.is_grad_enabled() and _requires_grad(q, k, v, index_bias, key_bias, sinks)
+        operator = ops.attention if needs_gradient else ops.attention_without_gradient
+        results = operator(
             q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, offsets, cu_seqlens_q, cu_seqlens_k,
-            offset, block_size, v_head_dim, scale, softcap, needs_lse, return_weights,
+            offset, block_size, v_head_dim, scale, softcap, return_lse or needs_gradient, return_weights,
             torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic, backend,
         )  # fmt: skip
     out, lse, weights = results

@@ -47,7 +47,8 @@ def attention(
                 if key_bias is not None:
                     logits = logits + key_bias[b, rows, hk].double()
 
-                lse = torch.logsumexp(logits, 0) if len(logits) else logits.new_tensor(float("-inf"))
+                # where no logit is above −inf, lse is a constant; the gradient of logsumexp would be NaN
+                lse = torch.logsumexp(logits, 0) if (logits > float("-inf")).any() else logits.new_tensor(float("-inf"))
                 denominator = lse if sinks is None else torch.logaddexp(lse, sinks[h].double())
                 shares = torch.zeros_like(logits) if lse == float("-inf") else torch.exp(logits - denominator)
                 outs.append(shares @ values)

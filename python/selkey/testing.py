@@ -7,6 +7,7 @@ What is not selected is NaN or infinite, empty slots hold the worst integers, st
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 
@@ -183,7 +184,7 @@ def plain(inputs, dtype=None):
     Returns:
         (out, lse, weights) computed in `dtype`, by default that of q.
     """
-    return _plain(inputs, dtype)[:3]
+    return results_of(terms(inputs, dtype or inputs["q"].dtype), inputs)
 
 
 def assert_close(actual, inputs, roundings=2):
@@ -195,14 +196,14 @@ def assert_close(actual, inputs, roundings=2):
     must stand in the same places.
     """
     inputs = inputs.map(lambda x: x.cpu())
-    truth = run("reference", _promoted(inputs, torch.float64))
-    *stick, logit_size, out_size = _plain(inputs, torch.float32)
-    stick[0] = plain(inputs)[0]
+    truth = run("reference", promoted(inputs, torch.float64))
+    of = terms(inputs, torch.float32)
+    stick = [plain(inputs)[0], *results_of(of, inputs)[1:]]
+    of_logit, out_size = logit_error(of), (of.shares.unsqueeze(-2) @ of.values.abs()).squeeze(-2).double()
     if inputs["cu_seqlens_q"] is not None:
-        stick, logit_size, out_size = [x.squeeze(0) for x in stick], logit_size.squeeze(0), out_size.squeeze(0)
+        stick, of_logit, out_size = [x.squeeze(0) for x in stick], of_logit.squeeze(0), out_size.squeeze(0)
 
     dtype, fine = inputs["q"].dtype, torch.finfo(torch.float32)
-    of_logit = 2 * fine.eps * (logit_size + 1)
     rounding = (
         out_size * (roundings * torch.finfo(dtype).eps / 2 + 2 * of_logit[..., None]) + torch.finfo(dtype).tiny,
         of_logit + fine.eps * truth[1].abs().nan_to_num(posinf=0.0),
@@ -211,20 +212,25 @@ def assert_close(actual, inputs, roundings=2):
     for i, (name, expected_dtype) in enumerate((("out", dtype), ("lse", torch.float32), ("weights", torch.float32))):
         if actual[i] is not None:
             assert actual[i].dtype == expected_dtype, f"{name} must have dtype {expected_dtype}; got {actual[i].dtype}"
-            _compare(name, actual[i].cpu().double(), truth[i], stick[i].double(), rounding[i])
+            compare(name, actual[i].cpu().double(), truth[i], stick[i].double(), rounding[i], row=None if name == "lse" else -1)
 
 
-def _compare(name, actual, truth, stick, rounding):
+def compare(name, actual, truth, stick, rounding, row):
+    """Fail where `actual` is off from `truth` by more than twice the error of `stick` plus `rounding`.
+
+    Args:
+        row: dimensions along which the largest error of `stick` counts, so that an element which the plain code hits by luck
+            demands no luck of the kernel; None: each element for itself.
+    """
     assert actual.shape == truth.shape, f"{name} must have shape {list(truth.shape)}; got {list(actual.shape)}"
     if not truth.numel():
         return
     special = ~torch.isfinite(truth)
     same = torch.where(special, (actual == truth) | (actual.isnan() & truth.isnan()), torch.isfinite(actual))
     _fail_where(~same, name, actual, truth, "which is another kind of number")
-    # A row's largest error, so that an element which the plain code hits by luck demands no luck of the kernel.
     plain_error = (stick - truth).abs().nan_to_num(0.0, 0.0, 0.0)
-    if name != "lse":
-        plain_error = plain_error.amax(-1, keepdim=True)
+    if row is not None:
+        plain_error = plain_error.amax(row, keepdim=True)
     bound = 2 * plain_error + rounding
     off = ~special & ((actual - truth).abs() > bound)
     _fail_where(off, name, actual, truth, lambda where: f"which is off by more than {bound[where].item():.3g}")
@@ -240,16 +246,31 @@ def _fail_where(bad, name, actual, truth, reason):
         )
 
 
-def _plain(inputs, dtype):
-    """`plain` with a batch dimension, and the sizes of a logit and of an output on which rounding errors depend."""
+class Terms(NamedTuple):
+    """A call worked out in plain PyTorch for each of the C = K · block_size keys that a list names, with a batch dimension."""
+
+    query: torch.Tensor  # [B, S, HQ, D], 0 where a query is dead
+    keys: torch.Tensor  # [B, S, HQ, C, D], 0 where not live
+    values: torch.Tensor  # [B, S, HQ, C, DV]
+    where: tuple  # index into k, v and key_bias: batch entry, row, KV head
+    live: torch.Tensor  # [B, S, HQ, C]
+    slope: torch.Tensor | float  # of the soft cap, [B, S, HQ, C]
+    bias: torch.Tensor  # [B, S, HQ, C]
+    logits: torch.Tensor  # [B, S, HQ, C], −inf where not live
+    lse: torch.Tensor  # [B, S, HQ]
+    shares: torch.Tensor  # [B, S, HQ, C], of the denominator
+    scale: float
+
+
+def terms(inputs, dtype):
+    """The Terms of a call in `dtype`, softmax and biases in fp32 at least; differentiable."""
     packed = inputs["cu_seqlens_q"] is not None
     q, k, v, index_bias, key_bias = (_batched(inputs[name], packed) for name in ("q", "k", "v", "index_bias", "key_bias"))
-    dtype = dtype or q.dtype
-    fp32 = torch.promote_types(dtype, torch.float32)
+    fine = torch.promote_types(dtype, torch.float32)
     v = k[..., : inputs["v_head_dim"] or k.shape[-1]] if v is None else v
     rows, live = selection(inputs)
     B, S, HQ, D = q.shape
-    G, K, block_size = rows.shape[2:]
+    G, _, block_size = rows.shape[2:]
     heads = torch.arange(HQ, device=q.device)
     rows, live = (x[:, :, heads * G // HQ].flatten(-2) for x in (rows, live))
     where = torch.arange(B, device=q.device)[:, None, None, None], rows, (heads * k.shape[2] // HQ)[:, None]
@@ -259,26 +280,42 @@ def _plain(inputs, dtype):
         tensor = tensor if tensor.shape[1] else tensor.new_zeros(B, 1, *tensor.shape[2:])
         return tensor[where].masked_fill(~live.reshape(*live.shape, *[1] * (tensor.dim() - 3)), 0)
 
-    q = q.masked_fill(~live.any(-1, keepdim=True), 0).to(dtype).unsqueeze(-1)
+    query = q.masked_fill(~live.any(-1, keepdim=True), 0).to(dtype)
     keys, values = gathered(k).to(dtype), gathered(v).to(dtype)
     scale, softcap = D**-0.5 if inputs["scale"] is None else inputs["scale"], inputs["softcap"]
-    logits = (keys @ q).squeeze(-1) * scale
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    bias = torch.zeros(live.shape, dtype=fp32, device=q.device)
+    logits, slope = (keys @ query.unsqueeze(-1)).squeeze(-1) * scale, 1.0
+    if softcap is not None:
+        capped = torch.tanh(logits / softcap)
+        logits, slope = softcap * capped, 1 - capped.square()
+    bias = torch.zeros(live.shape, dtype=fine, device=q.device)
     if index_bias is not None:
-        bias = bias + index_bias[:, :, heads * G // HQ].to(fp32).repeat_interleave(block_size, -1).masked_fill(~live, 0)
+        bias = bias + index_bias[:, :, heads * G // HQ].to(fine).repeat_interleave(block_size, -1).masked_fill(~live, 0)
     if key_bias is not None:
-        bias = bias + gathered(key_bias).to(fp32)
-    logits = (logits.to(fp32) + bias).masked_fill(~live, float("-inf"))
+        bias = bias + gathered(key_bias).to(fine)
+    logits = (logits.to(fine) + bias).masked_fill(~live, float("-inf"))
 
     lse = torch.logsumexp(logits, -1)
-    denominator = lse if inputs["sinks"] is None else torch.logaddexp(lse, inputs["sinks"].to(fp32))
-    shares = torch.exp(logits - denominator[..., None]).masked_fill((lse == float("-inf"))[..., None], 0)
-    out = (shares.to(dtype).unsqueeze(-2) @ values).squeeze(-2)
-    weights = shares.unflatten(-1, (K, block_size)).sum(-1)
-    sizes = (keys.abs() @ q.abs()).squeeze(-1).to(fp32) * abs(scale) + bias.abs()
-    logit_size = sizes.masked_fill(~live, 0).nan_to_num(0.0, 0.0, 0.0).amax(-1) if K else torch.zeros_like(lse)
-    return out, lse, weights, logit_size.double(), (shares.unsqueeze(-2) @ values.abs().to(fp32)).squeeze(-2).double()
+    # a finite number in place of the −inf of a dead query, whose gradient would be NaN
+    pivot = lse.masked_fill(lse == float("-inf"), 0.0)
+    denominator = pivot if inputs["sinks"] is None else torch.logaddexp(pivot, inputs["sinks"].to(fine))
+    shares = torch.exp(logits - denominator[..., None])
+    return Terms(query, keys, values, where, live, slope, bias, logits, lse, shares, scale)
+
+
+def logit_error(of):
+    """What a kernel's logits may be off by, from the Terms of a call: two roundings of the sum of their terms' magnitudes. [B, S, HQ]"""
+    if not of.live.shape[-1]:
+        return torch.zeros_like(of.lse)
+    sizes = (of.keys.abs() @ of.query.abs().unsqueeze(-1)).squeeze(-1).to(of.bias.dtype) * abs(of.scale) + of.bias.abs()
+    largest = sizes.masked_fill(~of.live, 0).nan_to_num(0.0, 0.0, 0.0).amax(-1)
+    return 2 * torch.finfo(torch.float32).eps * (largest.double() + 1)
+
+
+def results_of(of, inputs):
+    """(out, lse, weights) of Terms, out in their dtype."""
+    out = (of.shares.to(of.values.dtype).unsqueeze(-2) @ of.values).squeeze(-2)
+    block_size = inputs["block_size"] or 1
+    return out, of.lse, of.shares.unflatten(-1, (inputs["indices"].shape[-1], block_size)).sum(-1)
 
 
 def _geometry(case):
@@ -346,7 +383,8 @@ def _poison(inputs, random):
         index_bias.masked_fill_(~live.any(-1), float("nan"))
 
 
-def _promoted(inputs, dtype):
+def promoted(inputs, dtype):
+    """The same call with every floating-point tensor in `dtype`."""
     return inputs.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
 
 
