@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selkey.testing import Case, Inputs, make_inputs, run, selection
-from selkey.testing_gradients import assert_gradients_close, gradients, result_gradients
+from selkey.testing.gradients import assert_gradients_close, gradients, result_gradients
 
 INF = float("inf")
 SMALL = Case(B=1, S=2, N=9, HQ=4, K=7)

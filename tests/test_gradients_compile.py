@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import selkey
 from selkey.testing import Case, Inputs, make_inputs, run
-from selkey.testing_gradients import DIFFERENTIABLE, assert_gradients_close, gradients, result_gradients
+from selkey.testing.gradients import DIFFERENTIABLE, assert_gradients_close, gradients, result_gradients
 
 pytestmark = pytest.mark.clean_memory
 

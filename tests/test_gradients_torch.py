@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 import selkey
 from selkey import ops
 from selkey.testing import Case, make_inputs, run
-from selkey.testing_gradients import DIFFERENTIABLE, assert_gradients_close, gradients, result_gradients
+from selkey.testing.gradients import DIFFERENTIABLE, assert_gradients_close, gradients, result_gradients
 
 EVERYTHING = {"index_bias": True, "key_bias": True, "sinks": True}
 TINY = {"B": 2, "S": 3, "N": 5, "HQ": 4, "HK": 2, "D": 7, "DV": 6, "K": 4}

@@ -9,7 +9,8 @@ The gradients that come from above try to break a backward pass too: those of de
 
 import torch
 
-from selkey.testing import compare, logit_error, promoted, results_of, run, selection, terms
+from selkey.testing.data import selection
+from selkey.testing.measure import compare, logit_error, promoted, results_of, run, terms
 
 DIFFERENTIABLE = ("q", "k", "v", "index_bias", "key_bias", "sinks")
 
