@@ -38,25 +38,25 @@ class Plan:
         environment: of `selkey.bench.devices`.
         cases: of `selkey.bench.workloads`, in its order.
         with_real: also measure the real workload, whose cases `run` adds.
-        parallel: case to run in several processes, or None.
         dtype: of the random cases.
         device: "cpu" or "cuda".
         seconds: time to aim at; the fewest samples of everything are taken even if it takes `PATIENCE` times as long, then
             cases are skipped.
         memory_limit: bytes; cases predicted above it become rows without being allocated.
         invocation: what the user typed.
+        parallel: case to run in several processes, or None.
     """
 
     environment: dict
     cases: tuple[Case, ...]
     with_real: bool
-    parallel: Case | None
     dtype: str
     device: str
     seed: int
     seconds: float
     memory_limit: int
     invocation: str
+    parallel: Case | None = None
 
 
 def run(plan, peers, writer, watch):

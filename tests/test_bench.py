@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from selkey.bench import correctness, cost, devices, inputs, memory, minilm, plot, records, timing, units, workloads
+from selkey.bench import correctness, cost, devices, gradients, inputs, memory, minilm, parallel, plot, records, timing, units, workloads
 from selkey.bench.cli import main
 from selkey.bench.peers import PEERS
 from selkey.bench.run import Plan, run
@@ -201,6 +201,7 @@ def recorded(tmp_path_factory):
         cases = workloads.k_sweep(256, dtype="bf16")
         cases += workloads.decode_sweep((2, 4), (64, 128), (16,), fix=("hidden", "head_dim"), hidden=64, head_dim=24, dtype="bf16")
         cases += workloads.prefill((32, 64), 8, dtype="bf16")
+        cases += workloads.backward((32, 64), 8, dtype="bf16", deterministic=True)
         folder = tmp_path_factory.mktemp("run")
         measure(folder, cases, with_real=True, seconds=8)
     return folder / "records.jsonl"
@@ -225,7 +226,8 @@ def test_every_record_is_complete(recorded):
         assert row["run"]["cmd"].startswith("selkey bench --workload " + row["case"]["workload"])
         assert row["ceilings"]["read_gbps"] > 0 and row["env"]["torch"] == torch.__version__
         assert (row["quality"] is None) == (row["case"]["workload"] != "real")
-    assert {row["case"]["workload"] for row in timed} >= {"decode", "k_sweep", "prefill"}
+    assert {row["case"]["workload"] for row in timed} >= {"decode", "k_sweep", "prefill", "backward"}
+    assert {row["impl"]["name"] for row in timed if row["case"]["backward"]} == {"sdpa", "selkey", "selkey_deterministic"}
 
 
 def test_real_keys_cost_output_error(recorded):
@@ -257,6 +259,31 @@ def test_records_that_are_none(tmp_path):
     path.write_text('{"schema_version": "7.1"}\n')
     result = CliRunner().invoke(main, ["plot", str(path)])
     assert result.exit_code == 1 and "holds no record" in result.output and "schema version 7.1" in result.output
+
+
+def test_a_wrong_gradient_is_caught_and_not_timed(tmp_path, monkeypatch):
+    step = gradients.step
+    monkeypatch.setattr(gradients, "step", lambda attend, drawn: (lambda out, dq, dk, dv: (out, 1.1 * dq, dk, dv))(*step(attend, drawn)))
+    rows = measure(tmp_path, workloads.backward((64,), 8, dtype="fp32", deterministic=False))
+    assert {(row["impl"]["name"], row["status"]["state"]) for row in rows} == {("sdpa", "incorrect"), ("selkey", "incorrect")}
+
+
+def test_the_backward_pass_is_five_products_beside_two():
+    (forward,), (both,) = workloads.prefill((64,), 8, dtype="bf16"), workloads.backward((64,), 8, dtype="bf16", deterministic=False)
+    assert cost.flops(both, "selected") * 2 == cost.flops(forward, "selected") * 7
+
+
+def test_processes_send_what_the_formula_says():
+    case = workloads.parallel(256, 32, dtype="bf16")
+    found = parallel.measure(case, 2, seed=0)
+    assert found.error_rel_l2 < 2 * correctness.tolerance(torch.bfloat16)
+    # a rank's bytes are filled up to the next multiple of 16, to one other rank
+    formula = case.batch * parallel.bytes_per_token(case, 2)["parts"]
+    assert formula < found.counted_bytes <= formula + 16
+    # half of the rows lie elsewhere, and two ranks share in sending them; all rows go to the other rank
+    sent = parallel.bytes_per_token(case, 2)
+    assert sent["selected_rows"] == 32 / 4 * 8 * (128 + 128) * 2
+    assert sent["all_rows"] == cost.cache_bytes(case) / 2 / 4
 
 
 def test_missing_network_is_a_row(tmp_path, monkeypatch):
