@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from .configs import ceil_divide
+from .configs import ceil_divide, next_power_of_two
 
 
 class Rows(NamedTuple):
@@ -122,6 +122,14 @@ def _gather_shape(config, block_size, pack, packs_per_kv, D, DV, is_causal, has_
         KEY_ALIGNMENT=key_alignment, VALUE_ALIGNMENT=value_alignment,
     )  # fmt: skip
     return GatherShape(*(tl.constexpr(value) for value in shape))
+
+
+def effective_block_size(block_size, N):
+    """The length of block to compute with: one that reaches beyond all keys names the same keys, and its numbers stay small.
+
+    A power of two then, so that few lengths of a short sequence compile something.
+    """
+    return min(block_size, next_power_of_two(max(N, 1)))
 
 
 def packs_of(q, k, indices):

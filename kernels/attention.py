@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from .arguments import gather_call, packs_of
+from .arguments import effective_block_size, gather_call, packs_of
 from .backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
 from .configs import architecture_of, gather_config, split_list, weights_config
 from .gather_decode import gather_decode
@@ -27,8 +27,7 @@ def attention(q, k, v, indices, *, return_lse, return_weights, cu_seqlens_q=None
     if B * S == 0:
         return out, lse, weights
 
-    # a block longer than all keys names the same keys as one of just their length, and its numbers stay small
-    arguments["block_size"] = min(arguments["block_size"], max(k.shape[1], 1))
+    arguments["block_size"] = effective_block_size(arguments["block_size"], k.shape[1])
     packs, pack = packs_of(q, k, indices)
     architecture = architecture_of(q.device)
     config = gather_config(pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture)

@@ -2,13 +2,13 @@
 
 import torch
 
-from .arguments import gather_call, packs_of, rows
+from .arguments import effective_block_size, gather_call, packs_of, rows
 from .backward_delta import backward_delta
 from .configs import architecture_of, backward_config
 from .gather_backward import GradientTargets, ResultGradients, gather_backward
 from .sum_rows import invert_lists, sum_rows
 
-# The deterministic way stores what slots give to rows, for so many queries at a time: enough to fill a GPU, little beside a model.
+# What slots give to rows, or to index_bias, is stored for so many queries at a time: enough to fill a GPU, little beside a model.
 PARTS_BYTES = 1 << 30
 
 
@@ -34,7 +34,7 @@ def attention_backward(
     if "q" in needs:
         grads["q"] = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     if out.numel() == 0 or k.numel() == 0 or indices.numel() == 0:
-        return {name: torch.zeros_like(tensors[name]) for name in needs}
+        return {name: tensors[name].new_zeros(tensors[name].shape) for name in needs}
 
     zero = torch.zeros((), dtype=torch.float32, device=q.device)
     grad_out = zero.to(out.dtype).expand_as(out) if grad_out is None else grad_out
@@ -46,7 +46,7 @@ def attention_backward(
     if needs <= {"sinks"}:
         return grads
 
-    arguments["block_size"] = min(arguments["block_size"], k.shape[1])
+    arguments["block_size"] = effective_block_size(arguments["block_size"], k.shape[1])
     config = _config(q, k, v, indices, arguments["v_head_dim"])
     call = gather_call(q, k, v, indices, config, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, **arguments)
     result_grads = ResultGradients(
@@ -70,10 +70,17 @@ def _config(q, k, v, indices, v_head_dim):
 
 def _add_atomically(call, transposed, lse, result_grads, grads, lists):
     """Every program adds to the rows of keys itself, in any order."""
-    slots = _slot_sums(call, call.queries, grads) if "index_bias" in grads else None
-    targets = GradientTargets(rows(grads.get("q")), rows(grads.get("k")), rows(grads.get("v")), rows(slots), rows(grads.get("key_bias")))
-    gather_backward(call, lse, result_grads, targets, 0, call.queries, atomic=True, transposed=transposed)
-    _store_slot_sums(call, slots, grads, 0, lists)
+    step = call.queries
+    if "index_bias" in grads:
+        step = max(1, PARTS_BYTES // (4 * call.scalars["K"] * call.shape.BLOCK_SIZE.value * call.head_tiles))
+    for first in range(0, call.queries, step):
+        queries = min(step, call.queries - first)
+        slots = _slot_sums(call, queries, grads) if "index_bias" in grads else None
+        targets = GradientTargets(
+            rows(grads.get("q")), rows(grads.get("k")), rows(grads.get("v")), rows(slots), rows(grads.get("key_bias"))
+        )
+        gather_backward(call, lse, result_grads, targets, first, queries, atomic=True, transposed=transposed)
+        _store_slot_sums(call, slots, grads, first, lists)
 
 
 def _sum_parts(call, transposed, lse, result_grads, grads, lists):

@@ -2,9 +2,9 @@
 
     row[r] += Σ_{slots e that name r, in the order of queries and lists} Σ_{head tiles} part[e]
 
-`invert_lists` says which slots name a row: it writes down the first key of every live slot and sorts the slots by it, stably.
-One program of `sum_rows` owns the rows of one block and one KV head and adds their parts in that order, so that the result is the
-same bit for bit from run to run, and rows that no live slot names are never touched.
+`invert_lists` says which slots name a row: it writes down the first key of every live slot and sorts the slots by it, stably. One
+program of `sum_rows` owns the rows of one block that is named and one KV head, and adds their parts in that order, so that the
+result is the same bit for bit from run to run, and rows that no live slot names are never touched.
 """
 
 from typing import Any, NamedTuple
@@ -19,14 +19,18 @@ from .primitives import list_length, live_keys, locate_query
 
 
 class InvertedLists(NamedTuple):
-    """The slots of some queries by the rows that they name; a slot's number counts queries, lists, slots."""
+    """The slots of some queries by the rows that they name; a slot's number counts queries, lists, slots.
 
-    order: Any  # [slots] int64: numbers of slots, those of one group and first key together; those that name none at the end
-    starts: Any  # [entries · groups · N + 1] int64: where in `order` the slots of a group and first key start
+    A run is the slots of one group that name the same first key.
+    """
+
+    keys: Any  # [slots] int64, ascending: (batch entry · groups + group) · N + first key; `none` where a slot names no key
+    order: Any  # [slots] int64: their numbers
+    starts: Any  # [slots + 1] int64: where the runs start in both, the number of slots behind the last
     live_counts: Any  # [queries, G, K] int32: keys of the slot that are live
     first_entry: int  # batch entry of the first query
-    entries: int  # batch entries that the queries belong to
     groups: int  # KV heads with lists of their own, or 1
+    none: int
 
 
 @triton.jit(do_not_specialize=["first_query", "first_entry", "none", "S", "N", "K", "B", "query_offset"])
@@ -71,26 +75,29 @@ def invert_lists(call, lists, first_query, queries):
         LISTS_PER_GROUP=lists // groups, GROUPS=groups, BLOCK_SIZE=shape.BLOCK_SIZE.value, IS_CAUSAL=shape.IS_CAUSAL.value,
         BLOCK_K=256, num_warps=4,
     )  # fmt: skip
-    by_row, order = torch.sort(keys.flatten(), stable=True)
-    starts = torch.searchsorted(by_row, torch.arange(none + 1, device=device))
-    return InvertedLists(order, starts, live_counts, first_entry, entries, groups)
+    keys, order = torch.sort(keys.flatten(), stable=True)
+    # numbers of the runs, ascending like the keys themselves; nothing here waits for the GPU
+    runs = torch.cat([keys.new_zeros(1), (keys[1:] != keys[:-1]).cumsum(0)])
+    starts = torch.searchsorted(runs, torch.arange(len(runs) + 1, device=device))
+    return InvertedLists(keys, order, starts, live_counts, first_entry, groups, none)
 
 
-@triton.jit(do_not_specialize=["N", "K", "first_entry"])
+@triton.jit(do_not_specialize=["slots_in_all", "none", "N", "K", "first_entry"])
 def sum_rows_kernel(
-    target, parts, order, starts, live_counts, N, K, first_entry, G: tl.constexpr, GROUPS: tl.constexpr, TILES_PER_PACK: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_E: tl.constexpr,
+    target, parts, keys, order, starts, live_counts, slots_in_all, none, N, K, first_entry, G: tl.constexpr, GROUPS: tl.constexpr,
+    TILES_PER_PACK: tl.constexpr, BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    entry = tl.program_id(0).to(tl.int64) // N
-    row = tl.program_id(0).to(tl.int64) % N
-    head = tl.program_id(1).to(tl.int64)
-    group = (entry * GROUPS + (head if GROUPS > 1 else 0)) * N + row
-    first = tl.load(starts + group)
-    last = tl.load(starts + group + 1)
+    run = tl.program_id(0).to(tl.int64)
+    first = tl.load(starts + run)
+    last = tl.load(starts + run + 1)
+    key = tl.load(keys + first, mask=first < slots_in_all, other=none)
+    row = key % N
+    entry = key // N // GROUPS
+    head = tl.program_id(1).to(tl.int64) if GROUPS == 1 else key // N % GROUPS
     columns = tl.program_id(2) * BLOCK_W + tl.arange(0, BLOCK_W)
     row_ptr = target.ptr + (first_entry + entry) * target.strides[0] + head * target.strides[2] + columns * target.strides[3]
-    # no slot, no key within it, and the loop ends before anything is written
-    for within in range(0, tl.where(first < last, BLOCK_SIZE, 0)):
+    # no run, or one that names no key, and the loop ends before anything is written
+    for within in range(0, tl.where(key < none, BLOCK_SIZE, 0)):
         total = tl.zeros([BLOCK_W], tl.float32)
         given = tl.zeros([BLOCK_E], tl.int32)
         for start in range(first, last, BLOCK_E):
@@ -125,10 +132,12 @@ def sum_rows(target, parts, inverted, call, lists):
         lists: G, lists of a query.
     """
     _, N, HK, width = target.shape
-    shape = call.shape
+    shape, slots = call.shape, len(inverted.keys)
     block_w = min(128, max(16, next_power_of_two(width)))
-    sum_rows_kernel[(inverted.entries * N, HK, ceil_divide(width, block_w))](
-        rows(target), rows(parts), inverted.order, inverted.starts, inverted.live_counts, N, call.scalars["K"], inverted.first_entry,
+    # as many programs as there can be runs: the work grows with the lists, not with the keys
+    sum_rows_kernel[(min(slots, inverted.none + 1), HK // inverted.groups, ceil_divide(width, block_w))](
+        rows(target), rows(parts), inverted.keys, inverted.order, inverted.starts, inverted.live_counts, slots, inverted.none, N,
+        call.scalars["K"], inverted.first_entry,
         G=lists, GROUPS=inverted.groups, TILES_PER_PACK=ceil_divide(shape.PACK.value, shape.BLOCK_H.value),
         BLOCK_SIZE=shape.BLOCK_SIZE.value, WIDTH=width, BLOCK_W=block_w, BLOCK_E=2048 // block_w, num_warps=4,
     )  # fmt: skip

@@ -370,6 +370,7 @@ def mistakes(rank, world_size):
         ({}, {"return_lse": True}, f"the arguments given {between}.*'return_lse'"),
         ({}, {"q": q.clone().requires_grad_()}, f"the arguments given {between}.*'a gradient of q'"),
         ({}, {"shard_lengths": n}, re.escape(f"shard_lengths {between}None and {n}")),
+        ({}, {"block_size": 2**63}, f"the values of block_size {between}1 and 9223372036854775807"),
         ({"shard_lengths": [8, *n[1:]]}, {"shard_lengths": n}, r"must be N=9, .*; got 8|the arguments of rank 0 are wrong"),
         ({"shard_lengths": n[:-1]}, {"shard_lengths": n[:-1]}, f"one entry for each of the {world_size} ranks; got {last}"),
         ({"block_size": 4}, {"block_size": 4}, "multiple of block_size=4; the keys of rank 1 start at 9"),
@@ -387,6 +388,9 @@ def mistakes(rank, world_size):
         for mine, error, text in (({"k": k[..., :3]}, ValueError, "k must have shape"), ({"q": 3}, TypeError, "q must be a tensor")):
             own = {"error": error, "text": text} if rank == last else {"text": f"the arguments of rank {last} are wrong"}
             raises(operator=operator, **own, **inputs.arguments | (mine if rank == last else {}))
+    own = {"error": TypeError, "text": "must be a list of ints"} if rank == last else {"text": f"the arguments of rank {last} are wrong"}
+    lengths = {"shard_lengths": [2**63, *n[1:]]} if rank == last else {}
+    raises(operator=key_parallel_attention, **own, **inputs.arguments | lengths)
     raises("shard_lengths must be given with check=False", key_parallel_attention, **inputs.arguments, check=False)
     raises("must be a list of ints", key_parallel_attention, error=TypeError, **inputs.arguments, shard_lengths=4, check=False)
     # With lists of their own the ranks need not agree on them.

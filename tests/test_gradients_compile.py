@@ -111,6 +111,20 @@ def test_a_graph_is_recompiled_once_for_a_frozen_tensor_and_still_right(seed):
         assert_gradients_close(dict(zip(names, found, strict=True)), inputs, grads)
 
 
+def test_a_scale_that_is_no_constant_is_no_graph_break(way, seed):
+    inputs = make_inputs(Case(**FIXED, B=1, S=2, N=7, K=5), way.device, seed)
+
+    def call(arguments, scale):
+        by_argument = run(way.backend, Inputs(arguments | {"scale": scale}), **way.keywords)
+        by_shape = run(way.backend, Inputs(arguments | {"scale": arguments["q"].shape[-1] ** -0.5}), **way.keywords)
+        return by_argument[0], by_shape[0]
+
+    function = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    for scale in (0.3, 0.7):
+        for found, expected in zip(function(inputs.arguments, scale), call(inputs.arguments, scale), strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_bad_input_is_an_error_when_it_is_compiled():
     q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 5, 2, 8)
     call = torch.compile(lambda q, k, indices: selkey.attention(q, k, k, indices), backend="aot_eager")

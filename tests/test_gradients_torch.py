@@ -68,6 +68,17 @@ def test_the_operators_pass_opcheck_without_optional_results(seed):
     assert results[1].shape == results[2].shape == (0,)
 
 
+@pytest.mark.clean_memory
+def test_gradients_of_nothing_have_the_strides_that_the_compiler_expects(seed):
+    inputs = finite(make_inputs(Case(**TINY | {"K": 0}), seed=seed))
+    heads_first = {name: inputs[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("k", "v")}
+    arguments = operator_arguments(inputs.replace(**heads_first))
+    results = ops.attention(*arguments)
+    needs = [True, True, True, False, False, False]
+    backward = (torch.ones_like(results[0]), None, None, *results, *arguments, needs)
+    torch.library.opcheck(torch.ops.selkey.attention_backward.default, backward, test_utils=("test_faketensor",))
+
+
 GRADCHECK = [
     Case(**TINY, **EVERYTHING),
     Case(**TINY, mla=True, softcap=1.5, block_size=2, sinks=True, index_bias=True),
@@ -115,6 +126,11 @@ def functional(way, seed, case=None):
         return out.square().sum() + lse.clamp(min=-50).sin().sum() + weights.square().sum()
 
     return loss, [inputs[name] for name in names]
+
+
+def functional_of_queries(way, seed):
+    loss, (q, *others) = functional(way, seed)
+    return lambda x: loss(x, *others), q
 
 
 def by_autograd(loss, tensors):
@@ -200,6 +216,23 @@ def test_there_is_no_second_derivative_and_a_text_says_so(way, seed):
 
 
 @ONE_SUM
+def test_nested_transforms_drop_no_first_derivative(way, seed):
+    """Levels of torch.func further out record what those further in compute."""
+    loss, q = functional_of_queries(way, seed)
+    outer = q.clone().requires_grad_()
+    value, _ = torch.func.vjp(loss, outer)
+    expected = torch.func.grad(loss)(q)
+    closely(torch.autograd.grad(value, outer)[0], expected)
+    closely(torch.func.grad(lambda x: torch.func.grad_and_value(loss)(x)[1])(q), expected)
+
+
+def test_nested_transforms_say_that_there_is_no_second_derivative(way, seed):
+    loss, q = functional_of_queries(way, seed)
+    for second in (torch.func.grad(lambda x: torch.func.grad(loss)(x).sum()), torch.func.jacrev(torch.func.grad(loss))):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            second(q)
+
+
 def test_there_is_no_forward_mode_derivative_and_a_text_says_so(way, seed):
     loss, tensors = functional(way, seed)
     for at in (0, 3, 4):
@@ -234,6 +267,16 @@ def test_autocast_computes_in_bf16_and_gradients_have_the_dtypes_of_their_tensor
         found = torch.autograd.grad(results, list(leaves.values()), grads)
     assert [gradient.dtype for gradient in found] == [inputs[name].dtype for name in leaves]
     assert_gradients_close({name: gradient.to(halves[name].dtype) for name, gradient in zip(leaves, found, strict=True)}, halves, grads)
+
+
+def test_autocast_keeps_biases_and_sinks_in_fp32(way, seed):
+    """A bias that a Linear made under autocast comes in bf16."""
+    inputs = make_inputs(Case(B=1, S=2, N=9, HQ=4, K=7, index_bias=True, key_bias=True), way.device, seed)
+    fine = {name: torch.randn(inputs[name].shape, device=way.device).bfloat16() for name in ("index_bias", "key_bias")}
+    with torch.autocast(way.device, dtype=torch.bfloat16):
+        out = run(way.backend, inputs.replace(**fine), return_lse=False, return_weights=False)
+        wide = run(way.backend, inputs.replace(**{n: x.float() for n, x in fine.items()}), return_lse=False, return_weights=False)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, wide)
 
 
 def test_autocast_leaves_float64_alone(seed):

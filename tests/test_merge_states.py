@@ -95,6 +95,13 @@ def test_merging_is_stable_and_keeps_dtypes(dtype, shift):
     torch.testing.assert_close(out.double(), expected, rtol=eps, atol=eps)
 
 
+def test_nan_in_a_dead_part_reaches_no_gradient():
+    outs = [torch.ones(2, 1, 3), torch.full((2, 1, 3), float("nan"))]
+    lses = [torch.zeros(2, 1, requires_grad=True), torch.tensor([[float("-inf")], [float("-inf")]], requires_grad=True)]
+    selkey.merge_states(outs, lses)[0].sum().backward()
+    assert all(lse.grad.isfinite().all() for lse in lses)
+
+
 def test_gradients_stay_finite_next_to_dead_parts_and_rows():
     outs, lses = random_parts(2, torch.float64)
     lses = [lse.double() for lse in lses]

@@ -166,6 +166,24 @@ def test_a_transformers_model_over_lists_of_all_keys_is_dense(base):
         torch.testing.assert_close(model(batch.tokens, 5, everything), model(batch.tokens, 5), rtol=1e-4, atol=1e-4)
 
 
+def test_a_bidirectional_model_stays_bidirectional():
+    transformers = pytest.importorskip("transformers")
+    from selkey.hf.selected import register
+
+    register()
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, attention_probs_dropout_prob=0.0
+    )
+    bert, ids = transformers.BertModel(config, add_pooling_layer=False).eval(), torch.randint(30, (2, 9))
+    everything = torch.arange(9, dtype=torch.int32).expand(2, 9, 1, 9)
+    with torch.no_grad():
+        expected = bert(ids).last_hidden_state
+        bert.set_attn_implementation("selkey")
+        found = bert(ids, indices=everything).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_padded_batch_reads_no_padding(base):
     ids, padded = torch.randint(8, (1, 20)), 4
     lists = causal_lists(24, sinks=2, window=6, batch_size=1)

@@ -26,20 +26,18 @@ def backend(device):
 
 
 def extra_bytes(case, device):
-    """The output; with a backward pass also its gradients, and keys and values repeated for every query head.
+    """The output, and with a backward pass the gradients.
 
     On the CPU also what each thread of the flash kernel holds (ATen, FlashAttentionKernel.cpp): a tile of
     fp32 logits, two rows of statistics and an fp32 accumulator, and for 16-bit types the tile once more in that type.
     """
-    if case.backward:
-        groups = case.n_heads // case.n_kv_heads
-        return cost.output_bytes(case) + cost.gradient_bytes(case) + (2 * groups * cost.cache_bytes(case) if groups > 1 else 0)
+    gradients = cost.gradient_bytes(case) if case.backward else 0
     if device == "cuda":
-        return cost.output_bytes(case)
+        return cost.output_bytes(case) + gradients
     rows = case.q_len if case.q_len > 1 else case.n_heads // case.n_kv_heads
     query_tile = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
     key_tile = min(case.context, 512)
     logits = query_tile * key_tile
     element = cost.ELEMENT_BYTES[case.dtype]
     one_thread = 4 * (logits + 2 * query_tile + query_tile * case.v_head_dim) + (element * logits if element < 4 else 0)
-    return cost.output_bytes(case) + torch.get_num_threads() * one_thread
+    return cost.output_bytes(case) + gradients + torch.get_num_threads() * one_thread

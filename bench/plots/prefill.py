@@ -17,10 +17,8 @@ def draw(rows, workload="prefill", name="Causal prefill"):
     if not rows:
         return None
     case = rows[0]["case"]
-    title = (
-        f"{name}: {case['k']} selected keys a query against all keys "
-        f"({case['n_heads']} heads over {case['n_kv_heads']} KV heads, head_dim {case['head_dim']})"
-    )
+    shape = f"{case['n_heads']}/{case['n_kv_heads']} heads × {case['head_dim']}"
+    title = f"{name}: {case['k']} selected keys a query against all keys ({shape})"
     headings = ("time of one layer", "peak memory beyond the inputs (dotted: predicted)")
     figure, (time, memory) = style.figure(rows, title, headings)
     for name in style.implementations(rows):

@@ -8,29 +8,31 @@ import torch.distributed as dist
 from selkey.collectives import all_gather
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST = 2**63 - 1
 _FACTS = 48  # an upper bound of the integers in the facts of a rank, shard_lengths not counted
 
 
-def agree(group, world_size, q, k, validate, facts, hint="", hinted=()):
+def agree(group, world_size, k, validate, facts, hint="", hinted=()):
     """Compare the facts of all ranks: on a mistake of any of them every rank raises, with `hint` about the facts named in `hinted`.
 
     Returns:
         list of W ints, N of every rank.
     """
-    numbers, problem = [], None
+    problem = None
+    # A fixed size, so that a rank with a mistake of its own can still take part: whatever is wrong there, it says so in its first entry.
+    row = torch.zeros(_FACTS + world_size, dtype=torch.int64, device="cuda" if "nccl" in dist.get_backend(group) else "cpu")
     try:
         validate()
         own = facts()
-        numbers = [k.shape[1], *[number for _, numbers, _ in own for number in numbers]]
+        numbers = [1, k.shape[1], *[number for _, numbers, _ in own for number in numbers]]
+        fixed = torch.tensor([0 if isinstance(x, torch.Tensor) else int(x) for x in numbers], dtype=torch.int64)
+        row[: len(fixed)] = fixed
+        for place, number in enumerate(numbers):
+            if isinstance(number, torch.Tensor):
+                row[place] = number
     except Exception as error:
         problem = error
-    device = q.device if isinstance(q, torch.Tensor) else "cuda" if "nccl" in dist.get_backend(group) else "cpu"
-    # A fixed size, so that a rank with a mistake of its own can still take part.
-    row = [problem is None, *[0 if isinstance(x, torch.Tensor) else int(x) for x in numbers]]
-    row = torch.tensor(row + [0] * (_FACTS + world_size - len(row)), dtype=torch.int64, device=device)
-    for place, number in enumerate(numbers, 1):
-        if isinstance(number, torch.Tensor):
-            row[place] = number
+        row.zero_()
     rows = all_gather(row, group, world_size).tolist()
 
     if problem is not None:
@@ -61,7 +63,7 @@ def common_facts(arguments, flags):
         ("the shapes [B, S, HQ, D] of q", q.shape, list),
         ("the widths DV", [width], only),
         ("the dtypes of q", [_DTYPES.index(q.dtype)], lambda x: _DTYPES[x[0]]),
-        ("the values of block_size", [block_size], only),
+        ("the values of block_size", [min(block_size, _LARGEST)], only),
         *[(f"the values of {name}", [_bits(arguments[name])], _from_bits) for name in ("scale", "softcap")],
         # Last: what else an agreement is about depends on them.
         ("the arguments given", list(flags.values()), lambda x: [name for name, has in zip(flags, x, strict=True) if has]),

@@ -144,7 +144,7 @@ def _check_common(q, block_size, kv_lengths, query_offset, sinks, softcap, scale
         _bias("sinks", sinks, q, "[HQ]", (HQ,))
     if softcap is not None and not (_is_real(softcap) and 0 < softcap < math.inf):
         raise ValueError(f"softcap must be a finite number above 0, or None; got {softcap!r}")
-    if scale is not None and not (_is_real(scale) and math.isfinite(scale)):
+    if scale is not None and not (_is_real(scale) and -math.inf < scale < math.inf):
         raise ValueError(f"scale must be a finite number or None; got {scale!r}")
 
 

@@ -57,7 +57,7 @@ def attention_backward(
     tensors = {"q": q, "k": k, "v": v, "index_bias": index_bias, "key_bias": key_bias, "sinks": sinks}
     grads = {name: tensors[name].new_zeros(tensors[name].shape) for name in needs - {"k", "v", "key_bias"}}
     if k.numel() == 0 or indices.numel() == 0:
-        return grads | {name: torch.zeros_like(tensors[name]) for name in needs & {"k", "v", "key_bias"}}
+        return grads | {name: tensors[name].new_zeros(tensors[name].shape) for name in needs & {"k", "v", "key_bias"}}
     walk = walk_lists(
         q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k,
         TILE_BYTES, lse.dtype,

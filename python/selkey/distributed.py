@@ -72,7 +72,7 @@ def key_parallel_attention(
         ]
 
     if check:
-        shard_lengths = agree(group, world_size, q, k, validate, facts)
+        shard_lengths = agree(group, world_size, k, validate, facts)
     else:
         validate()
     start = _start(shard_lengths, rank, block_size)
@@ -142,7 +142,7 @@ def head_parallel_attention(
 
     if check:
         hint = ". Lists of each rank's own need shared_lists=False on every rank"
-        agree(group, world_size, q, k, validate, facts, hint, ("the values of shared_lists", "indices", "index_lengths"))
+        agree(group, world_size, k, validate, facts, hint, ("the values of shared_lists", "indices", "index_lengths"))
     else:
         validate()
     if is_shared():
@@ -245,7 +245,7 @@ def _check_shard_lengths(shard_lengths, N, rank, world_size, check):
         if not check:
             raise ValueError("shard_lengths must be given with check=False: without the check the ranks do not tell each other N")
         return
-    if not isinstance(shard_lengths, (list, tuple)) or not all(isinstance(length, int) and length >= 0 for length in shard_lengths):
+    if not isinstance(shard_lengths, (list, tuple)) or not all(isinstance(length, int) and 0 <= length < 2**63 for length in shard_lengths):
         raise TypeError(f"shard_lengths must be a list of ints of at least 0, or None; got {shard_lengths!r}")
     if len(shard_lengths) != world_size:
         raise ValueError(f"shard_lengths must have one entry for each of the {world_size} ranks; got {len(shard_lengths)}: {shard_lengths}")

@@ -62,7 +62,7 @@ def attention(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected.
     """
-    q, k, v = ops.autocast(q, k, v)
+    q, k, v, index_bias, key_bias, sinks = ops.autocast(q, k, v, index_bias, key_bias, sinks)
     checks.check_attention(
         q, k, v, indices, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim
     )
@@ -115,7 +115,7 @@ def attention_varlen(
 
     All else, the returned values without their batch dimension, and the errors are those of `attention`.
     """
-    q, k, v = ops.autocast(q, k, v)
+    q, k, v, index_bias, key_bias, sinks = ops.autocast(q, k, v, index_bias, key_bias, sinks)
     checks.check_attention_varlen(
         q, k, v, indices, cu_seqlens_q, cu_seqlens_k,
         block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim,
@@ -156,7 +156,8 @@ def merge_states(outs, lses, sinks=None):
     total = None
     for part, part_lse in zip(outs, lses, strict=True):
         share = torch.exp(part_lse - pivot).unsqueeze(-1)
-        scaled = torch.where(share == 0, 0.0, part.to(share.dtype) * share)
+        # a dead part may hold NaN, which must reach neither the result nor the gradient of its share
+        scaled = part.to(share.dtype).masked_fill(share == 0, 0.0) * share
         total = scaled if total is None else total + scaled
     if sinks is not None:
         total = total * torch.where(dead, 0.0, torch.sigmoid(pivot - sinks)).unsqueeze(-1)

@@ -5,12 +5,12 @@ what autograd, autocast, vmap, fake tensors (torch.compile) and DTensor need to 
 asked for is an empty tensor.
 """
 
+import contextlib
 import itertools
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from selkey.vmap import vmap_rule
 
@@ -41,18 +41,18 @@ def attention_without_gradient(*values):
         return attention(*values)
 
 
-def autocast(q, k, v):
-    """q, k and v in autocast's dtype where it is on; float64 stays as it is. Biases and sinks are fp32 always."""
+def autocast(q, k, v, *fine):
+    """q, k and v in autocast's dtype where it is on, `fine` (biases and sinks) in fp32; float64 stays as it is."""
     device = q.device.type if isinstance(q, torch.Tensor) else "cpu"
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return q, k, v
+        return q, k, v, *fine
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(tensor):
+    def cast(tensor, dtype):
         is_castable = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if is_castable else tensor
 
-    return cast(q), cast(k), cast(v)
+    return *(cast(tensor, dtype) for tensor in (q, k, v)), *(cast(tensor, torch.float32) for tensor in fine)
 
 
 def _backend(name, q):
@@ -123,12 +123,12 @@ def _check_gradients(values):
     backend.check_gradients(*(arguments[name] for name in ("q", "k", "v", "indices", "v_head_dim")))
 
 
-# PyTorch's register_autograd refuses torch.func.grad (seen up to 2.13), because its Function is not a single-level one.
-class _Attention(_SingleLevelFunction):
+class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keyset, *values):
         _check_gradients(values)
-        results = _below_autograd(attention, keyset, values)
+        with _recorded_further_out():
+            results = _below_autograd(attention, keyset, values)
         is_tensor = [isinstance(value, torch.Tensor) for value in values]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*results, *itertools.compress(values, is_tensor))
@@ -148,14 +148,20 @@ class _Attention(_SingleLevelFunction):
         return None, *(grads.get(name) for name in NAMES)
 
 
-class _AttentionBackward(_SingleLevelFunction):
+class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keyset, *values):
-        return _below_autograd(attention_backward, keyset, values)
+        with _recorded_further_out():
+            return _below_autograd(attention_backward, keyset, values)
 
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError("selkey.attention has no second derivative; backend='reference' has one (slow)")
+
+
+def _recorded_further_out():
+    """A Function's forward pass runs without gradients, but where torch.func nests, the levels further out record it."""
+    return torch.enable_grad() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext()
 
 
 def _below_autograd(operator, keyset, values):
@@ -175,8 +181,10 @@ def _autograd_kernel(operator, function):
     def kernel(keyset, *values):
         _refuse_forward_mode(values)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*values):
+            # PyTorch's own register_autograd calls function.apply, which refuses torch.func.grad (seen up to 2.13): this kernel
+            # is called once for every level of it
             with enable_single_level_autograd_function():
-                return function.apply(keyset, *values)
+                return super(torch.autograd.Function, function).apply(keyset, *values)
         return _below_autograd(operator, keyset, values)
 
     return kernel
@@ -185,9 +193,10 @@ def _autograd_kernel(operator, function):
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
-def _attention_autocast(q, k, v, *others):
+def _attention_autocast(q, k, v, indices, index_bias, key_bias, sinks, *others):
     with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-        return attention(*autocast(q, k, v), *others)
+        q, k, v, *fine = autocast(q, k, v, index_bias, key_bias, sinks)
+        return attention(q, k, v, indices, *fine, *others)
 
 
 def _attention_backward_autocast(*values):

@@ -32,7 +32,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
         query: ``[B, HQ, S, D]``.
         key, value: ``[B, HK, N, D]``, ``[B, HK, N, DV]``; N ≥ S when a cache came before.
         attention_mask: ``[B, 1, S, N]`` bool (True: may be read), which holds lists and padding together; None where
-            position alone decides: query s reads the keys up to N − S + s.
+            position alone decides: in a causal module query s reads the keys up to N − S + s, in others all.
         indices: ``[B, S, G, K]`` or ``[B, S, K]`` int, see `selkey.attention`.
         softcap, s_aux: of models that have them; s_aux ``[HQ]`` are sinks.
 
@@ -51,11 +51,14 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
         raise ValueError(f"attn_implementation={NAME!r} has no dropout of attention weights; got attention_dropout = {dropout}")
     if indices.dim() == 3:
         indices = indices.unsqueeze(2)
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
     query_offset = None
-    if attention_mask is None:
-        query_offset = key.shape[2] - query.shape[2]
-    else:
+    if attention_mask is not None:
         indices = _allowed(indices, attention_mask)
+    elif is_causal:
+        query_offset = key.shape[2] - query.shape[2]
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     sinks = None if s_aux is None else s_aux.float()
     return attention(q, k, v, indices, query_offset=query_offset, scale=scaling, softcap=softcap, sinks=sinks), None
