@@ -80,14 +80,12 @@ def attention_backward(
             if "index_bias" in needs:
                 _add_slot_gradients(grads["index_bias"][entries, queries, :, tile.slots], logit_grads)
             if "key_bias" in needs:
-                sums["key_bias"].add(tile, logit_grads.sum(2).unsqueeze(-1))
+                sums["key_bias"].add(tile, logit_grads.sum(2))
             if "v" in needs:
-                sums["v"].add(tile, torch.matmul(key_weights.mT, part.grad_out))
+                sums["v"].add_products(tile, key_weights, part.grad_out)
             if "k" in needs:
-                row_grads = torch.matmul(product_grads.mT, part.query)
-                if v is None:
-                    row_grads[..., :v_head_dim] += torch.matmul(key_weights.mT, part.grad_out)
-                sums["k"].add(tile, row_grads)
+                also = (key_weights, part.grad_out) if v is None else ()
+                sums["k"].add_products(tile, product_grads, part.query, *also)
         if "q" in needs:
             target = grads["q"][entries, queries]
             target.copy_(query_sum.reshape(target.shape))
@@ -105,15 +103,34 @@ class RowSums:
         B, N, HK = tensor.shape[:3]
         self.tensor, self.kv_heads = tensor, torch.arange(HK).repeat_interleave(heads // HK)[:, None]
         self.table = tensor.new_zeros((B * N * HK + 1, tensor[0, 0, 0].numel()), dtype=dtype)
+        # what a tile gives, in memory that every tile uses again: fresh pages for each would take longer than the products
+        self.space = self.table.new_empty(0)
+
+    def add_products(self, tile, factors, vectors, value_factors=None, values=None):
+        """Add factorsᵀ · vectors to the rows that the tile names, and value_factorsᵀ · values to their first columns.
+
+        Args:
+            factors, value_factors: ``[T, H, R, C]``.
+            vectors, values: ``[T, H, R, width]``, ``[T, H, R, DV]``.
+        """
+        heads, C = factors.shape[0] * factors.shape[1], factors.shape[3]
+        size = heads * C * self.table.shape[1]
+        if self.space.numel() < size:
+            self.space = self.table.new_empty(size)
+        row_grads = self.space[:size].view(heads, C, -1)
+        torch.bmm(factors.flatten(0, 1).mT, vectors.flatten(0, 1), out=row_grads)
+        if values is not None:
+            row_grads[..., : values.shape[3]] += torch.bmm(value_factors.flatten(0, 1).mT, values.flatten(0, 1))
+        self.add(tile, row_grads)
 
     def add(self, tile, row_grads):
-        """Add ``[T, H, C, width]`` to the rows that the tile names."""
+        """Add ``[T · H, C, width]`` or as many numbers of other shape to the rows that the tile names."""
         N, HK = self.tensor.shape[1:3]
         ids = tile.rows if tile.entry is None else tile.rows + tile.entry * N
         ids = ids * HK + self.kv_heads  # [T, H, C]
         if tile.live is not None:
             ids = ids.masked_fill(~tile.live, len(self.table) - 1)
-        self.table.index_add_(0, ids.flatten(), row_grads.flatten(0, 2))
+        self.table.index_add_(0, ids.flatten(), row_grads.reshape(-1, self.table.shape[1]))
 
     def result(self):
         return self.table[:-1].view(self.tensor.shape).to(self.tensor.dtype)
