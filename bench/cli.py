@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from selkey.bench import units, workloads
+from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
+from selkey.bench.training.command import train
 
 _QUICK = {
     "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
@@ -19,34 +21,19 @@ _FULL = {
 }  # fmt: skip
 
 
-class _Parsed(click.ParamType):
-    """An option whose text goes through a parser; its ValueError becomes a usage error."""
-
-    def __init__(self, name, parse):
-        self.name, self.parse = name, parse
-
-    def convert(self, value, param, ctx):
-        try:
-            return self.parse(value)
-        except ValueError as problem:
-            self.fail(str(problem), param, ctx)
-
-
-_COUNTS = _Parsed("counts", units.parse_counts)
-_COUNT = _Parsed("count", units.parse_count)
-_BYTES = _Parsed("bytes", units.parse_bytes)
-
-
 @click.group()
 @click.version_option(package_name="selkey")
 def main():
     """Attention over selected keys: measure it on this machine, draw the figures, look at what the kernels compile to."""
 
 
+main.add_command(train)
+
+
 @main.command()
-@click.option("--heads", type=_COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
-@click.option("--contexts", type=_COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
-@click.option("--k", "ks", type=_COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
+@click.option("--heads", type=COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
+@click.option("--contexts", type=COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
+@click.option("--k", "ks", type=COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
 @click.option(
     "--fix",
     type=click.Choice(["hidden", "head_dim", "both"]),
@@ -54,8 +41,8 @@ def main():
     show_default=True,
     help="What stays the same when the heads vary: the hidden size (head_dim = hidden / heads) or head_dim.",
 )
-@click.option("--hidden", type=_COUNT, default=4096, show_default=True, help="Hidden size for --fix hidden.")
-@click.option("--head-dim", type=_COUNT, default=128, show_default=True, help="Width of a head for --fix head_dim.")
+@click.option("--hidden", type=COUNT, default=4096, show_default=True, help="Hidden size for --fix hidden.")
+@click.option("--head-dim", type=COUNT, default=128, show_default=True, help="Width of a head for --fix head_dim.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
@@ -67,7 +54,7 @@ def main():
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
-@click.option("--max-memory", type=_BYTES, help="Memory that may be used, such as 8G.  [default: most of what is free]")
+@click.option("--max-memory", type=BYTES, help="Memory that may be used, such as 8G.  [default: most of what is free]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
@@ -84,7 +71,7 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     from selkey.bench.peers import PEERS
     from selkey.bench.run import Plan, run
 
-    device = _device(device)
+    device = chosen_device(device)
     wanted = wanted or workloads.DEFAULT
     default = _QUICK if quick else _FULL
     try:
@@ -157,60 +144,6 @@ def codegen(architectures, as_json):
         raise click.UsageError(str(problem)) from None
 
 
-@main.command()
-@click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Training steps of each run.")
-@click.option("--length", type=_COUNT, default=128, show_default=True, help="Tokens of a training sequence.")
-@click.option(
-    "--memory", "lengths", type=_COUNTS, default="1k,2k,4k,8k", show_default=True, help="Lengths at which a step's memory is measured."
-)
-@click.option("--lora", is_flag=True, help='Also through peft LoRA on a transformers model (pip install "selkey[lora]").')
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def train(steps, length, lengths, lora, device, out, seed):
-    """Train a small decoder densely and with selected keys: does it lose the same, and what memory does a step take?
-
-    The task is to find again what was marked. A control sees the window alone, so that it can only guess.
-    """
-    from rich.console import Console
-
-    from selkey.bench import devices, progress
-    from selkey.bench.training import experiment, report
-    from selkey.bench.training.lora import check_installed
-    from selkey.bench.training.recall import Recall
-
-    device = _device(device)
-    folder = out or Path("bench-results", devices.slug(devices.environment(device)["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
-    if (folder / "training.json").exists():
-        raise click.UsageError(f"--out {folder} already holds training.json: choose another folder, nothing is overwritten")
-    console = Console(highlight=False)
-    try:
-        task = Recall(length)
-        if min(lengths) < task.shortest:
-            raise ValueError(f"--memory: a sequence needs at least {task.shortest} tokens; got {min(lengths)}")
-        if lora:
-            check_installed()
-        folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute, is the time to learn that it cannot be written
-        with progress.bar(console) as watch:
-            found = experiment.run(
-                task, steps=steps, lengths=lengths, lora=lora, seed=seed, device=device,
-                invocation=shlex.join(["selkey", *sys.argv[1:]]), watch=watch,
-            )  # fmt: skip
-    except ValueError as problem:
-        raise click.UsageError(str(problem)) from None
-    except ImportError as problem:
-        raise click.ClickException(str(problem)) from None
-    except OSError as problem:
-        raise click.UsageError(f"--out {folder} cannot be written: {problem}") from None
-    except KeyboardInterrupt:
-        console.print("Interrupted: nothing was written.")
-        raise SystemExit(130) from None
-    report.show(found, console)
-    paths = report.write(found, folder)
-    for kind, path in zip(("results", "picture"), paths, strict=True):
-        console.print(f"{kind}   {path}", soft_wrap=True)
-
-
 def _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
     """What the options ask for, in the order of measuring; None means the default."""
     cases = []
@@ -237,16 +170,6 @@ def _parallel(wanted, default, contexts, ks, dtype):
     return workloads.parallel(
         max(contexts) if contexts and alone else default["k_context"], ks[0] if ks and alone else default["ks"][0], dtype=dtype
     )
-
-
-def _device(name):
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("--device cuda: torch finds no GPU here; --device cpu measures the CPU backend")
-    return name
 
 
 def _writer(folder):

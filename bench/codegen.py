@@ -143,8 +143,8 @@ def _compile_job(job):
     import torch
     from triton.runtime import JITFunction, driver
 
+    from selkey.kernels.architectures import architecture_of
     from selkey.kernels.attention import attention, attention_backward
-    from selkey.kernels.configs import architecture_of
 
     dtype = getattr(torch, case.dtype)
     slots, N = 2048 // case.block_size, 4096

@@ -4,9 +4,10 @@ import functools
 
 import torch
 
+from .architectures import architecture_of
 from .arguments import effective_block_size, gather_call, packs_of
 from .backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
-from .configs import architecture_of, gather_config, split_list, weights_config
+from .configs import gather_config, split_list, weights_config
 from .gather_decode import gather_decode
 from .gather_prefill import gather_prefill
 from .gather_weights import gather_weights

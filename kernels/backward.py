@@ -2,9 +2,10 @@
 
 import torch
 
+from .architectures import architecture_of
 from .arguments import effective_block_size, gather_call, packs_of, rows
 from .backward_delta import backward_delta
-from .configs import architecture_of, backward_config
+from .configs import backward_config
 from .gather_backward import GradientTargets, ResultGradients, gather_backward
 from .sum_rows import invert_lists, sum_rows
 
@@ -21,14 +22,7 @@ def attention_backward(
     Args:
         deterministic: rows of keys are summed in a fixed order, bit-equal from run to run; else by atomic additions.
     """
-    tensors = {
-        "q": q,
-        "k": k,
-        "v": v,
-        "index_bias": arguments["index_bias"],
-        "key_bias": arguments["key_bias"],
-        "sinks": arguments["sinks"],
-    }
+    tensors = {"q": q, "k": k, "v": v} | {name: arguments[name] for name in ("index_bias", "key_bias", "sinks")}
     # what nobody names has gradient 0; rows are summed in fp32
     grads = {name: torch.zeros(tensors[name].shape, dtype=torch.float32, device=q.device) for name in needs - {"q", "sinks"}}
     if "q" in needs:

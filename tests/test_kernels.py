@@ -10,9 +10,10 @@ from selkey.testing import Case, assert_close, make_inputs, run
 pytest.importorskip("triton")
 
 from selkey.kernels import attention as triton_backend  # noqa: E402
+from selkey.kernels.architectures import ARCHITECTURES  # noqa: E402
 from selkey.kernels.arguments import packs_of  # noqa: E402
 from selkey.kernels.combine import combine  # noqa: E402
-from selkey.kernels.configs import ARCHITECTURES, gather_config, split_list, split_width  # noqa: E402
+from selkey.kernels.configs import gather_config, split_list, split_width  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

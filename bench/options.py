@@ -1,0 +1,34 @@
+"""Options that commands share: how their texts are read, and which device is meant."""
+
+import click
+
+from selkey.bench import units
+
+
+class Parsed(click.ParamType):
+    """An option whose text goes through a parser; its ValueError becomes a usage error."""
+
+    def __init__(self, name, parse):
+        self.name, self.parse = name, parse
+
+    def convert(self, value, param, ctx):
+        try:
+            return self.parse(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+COUNTS = Parsed("counts", units.parse_counts)
+COUNT = Parsed("count", units.parse_count)
+BYTES = Parsed("bytes", units.parse_bytes)
+
+
+def chosen_device(name):
+    """The device that --device names; "auto" is a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no GPU here; --device cpu measures the CPU backend")
+    return name
