@@ -42,6 +42,19 @@ def start_program(inputs, first_query, S, N, K, B, query_offset, SHAPE: tl.const
 
 
 @triton.jit
+def listed_rows(list_ptr, slot_stride, start, last, first_row, visible, SHAPE: tl.constexpr):
+    """The keys number start … start + BLOCK_K − 1 of a list that has `last`: BLOCK_SIZE keys a slot, in the list's order.
+
+    Returns (numbers, slots, rows, live), each [BLOCK_K]; a row is the first of its sequence where not live.
+    """
+    numbers = start + tl.arange(0, SHAPE.BLOCK_K)
+    slots = numbers // SHAPE.BLOCK_SIZE
+    within = numbers % SHAPE.BLOCK_SIZE
+    positions, live = live_keys(list_ptr, slot_stride, slots, within, numbers < last, visible, SHAPE.BLOCK_SIZE)
+    return numbers, slots, first_row + positions, live
+
+
+@triton.jit
 def load_keys(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
     """Key rows as (main [BLOCK_K, D_MAIN], tail [BLOCK_K, D_TAIL])."""
     row_ptrs = row_starts(inputs.key, b, rows, pack // SHAPE.PACKS_PER_KV, SHAPE.KEY_ALIGNMENT)
@@ -119,12 +132,7 @@ def attend_list(inputs, query_main, query_tail, b, s, pack, first_row, visible, 
     accumulator_tail = tl.zeros([SHAPE.BLOCK_H, SHAPE.DV_TAIL if SHAPE.DV_TAIL > 0 else 16], tl.float32)
 
     for start in range(first, last, SHAPE.BLOCK_K):
-        numbers = start + tl.arange(0, SHAPE.BLOCK_K)
-        slots = numbers // SHAPE.BLOCK_SIZE
-        positions, live = live_keys(
-            list_ptr, lists.strides[3], slots, numbers % SHAPE.BLOCK_SIZE, numbers < last, visible, SHAPE.BLOCK_SIZE
-        )
-        rows = first_row + positions
+        numbers, slots, rows, live = listed_rows(list_ptr, lists.strides[3], start, last, first_row, visible, SHAPE)
         key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE)
         logits = tile_logits(inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE)
         running_max, running_sum, weights, rescale = online_softmax_update(running_max, running_sum, logits)

@@ -23,12 +23,12 @@ def attention_backward(
         deterministic: rows of keys are summed in a fixed order, bit-equal from run to run; else by atomic additions.
     """
     tensors = {"q": q, "k": k, "v": v} | {name: arguments[name] for name in ("index_bias", "key_bias", "sinks")}
+    if out.numel() == 0 or k.numel() == 0 or indices.numel() == 0:
+        return {name: tensors[name].new_zeros(tensors[name].shape) for name in needs}
     # what nobody names has gradient 0; rows are summed in fp32
     grads = {name: torch.zeros(tensors[name].shape, dtype=torch.float32, device=q.device) for name in needs - {"q", "sinks"}}
     if "q" in needs:
-        grads["q"] = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    if out.numel() == 0 or k.numel() == 0 or indices.numel() == 0:
-        return {name: tensors[name].new_zeros(tensors[name].shape) for name in needs}
+        grads["q"] = torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
     zero = torch.zeros((), dtype=torch.float32, device=q.device)
     grad_out = zero.to(out.dtype).expand_as(out) if grad_out is None else grad_out

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 
 from .arguments import Rows
-from .attend import biased_logits, finished_softmax, load_keys, load_values, start_program, tile_products
-from .primitives import live_keys, load_rows, scaled_logits, store_columns
+from .attend import biased_logits, finished_softmax, listed_rows, load_keys, load_values, start_program, tile_products
+from .primitives import load_rows, scaled_logits, store_columns
 
 
 class ResultGradients(NamedTuple):
@@ -116,12 +116,7 @@ def gather_backward_kernel(
     query_sum_tail = tl.zeros([SHAPE.BLOCK_H, SHAPE.D_TAIL if SHAPE.D_TAIL > 0 else 16], tl.float32)
     last = length * SHAPE.BLOCK_SIZE
     for start in range(0, last, SHAPE.BLOCK_K):
-        numbers = start + tl.arange(0, SHAPE.BLOCK_K)
-        slots = numbers // SHAPE.BLOCK_SIZE
-        positions, live = live_keys(
-            list_ptr, lists.strides[3], slots, numbers % SHAPE.BLOCK_SIZE, numbers < last, visible, SHAPE.BLOCK_SIZE
-        )
-        rows = first_row + positions
+        numbers, slots, rows, live = listed_rows(list_ptr, lists.strides[3], start, last, first_row, visible, SHAPE)
         key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE)
         if inputs.value.ptr is None:
             value_main, value_tail = key_main, key_tail

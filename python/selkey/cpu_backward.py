@@ -76,7 +76,8 @@ def attention_backward(
             slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
             bias = tile_bias(tile, slot_bias, walk.key_biases, lse.dtype)
             key_weights, logit_grads, product_grads = _tile_gradients(part, tile, keys, values[..., :v_head_dim], bias, scale, softcap)
-            query_sum += torch.matmul(product_grads, keys)
+            if "q" in needs:
+                query_sum += torch.matmul(product_grads, keys)
             if "index_bias" in needs:
                 _add_slot_gradients(grads["index_bias"][entries, queries, :, tile.slots], logit_grads)
             if "key_bias" in needs:
