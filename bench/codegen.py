@@ -1,21 +1,16 @@
 """Compile every kernel configuration for GPUs that need not be there, and read what the compiler made of it.
 
 The operator itself is called, on small CPU tensors and behind a driver that only names a target: what is compiled, with which
-argument specialisation and which configuration, is what a user's call on that GPU would launch. Registers and spills come from
-`cuobjdump -res-usage` (AMD: the code object's metadata), instructions from the disassembly, the width of the gather's loads
-from the source lines that the compiler keeps beside each instruction.
+argument specialisation and which configuration, is what a user's call on that GPU would launch.
 """
 
-import inspect
 import json
 import os
-import re
-import subprocess
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
+
+from selkey.bench.disassembly import CodegenRow, describe
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 
@@ -35,22 +30,8 @@ class CodegenCase:
     block_size: int = 1
     queries: int = 1
     return_weights: bool = False
+    format: str | None = None  # rows lie in a cache of this format, to which they are appended first
     backward: tuple[bool, ...] = ()  # also the backward pass, with each of these values of `deterministic`
-
-
-@dataclass(frozen=True)
-class CodegenRow:
-    """What one kernel became on one architecture; blocks_per_sm is what registers, shared memory and threads allow."""
-
-    kernel: str
-    config: str
-    arch: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    blocks_per_sm: int
-    gather_load_bytes: int | None
-    tensor_core_instructions: int
 
 
 MANY = 1024  # queries that fill any GPU, so that lists are not split
@@ -74,6 +55,13 @@ CASES = (
     CodegenCase("mla128 d576", 128, 1, 576, 512, shares_rows=True, backward=(False, True)),
     CodegenCase("mla128 d576", 128, 1, 576, 512, shares_rows=True, queries=MANY, return_weights=True),
     CodegenCase("mla128 d576", 128, 1, 576, 512, dtype="float32", shares_rows=True),
+    CodegenCase("gqa4 d128 int8", 32, 8, 128, 128, format="int8"),
+    CodegenCase("gqa4 d128 int4", 32, 8, 128, 128, format="int4"),
+    CodegenCase("gqa16 d128 int4", 64, 4, 128, 128, format="int4", list_heads=4, queries=MANY),
+    CodegenCase("gqa4 d128 int2", 32, 8, 128, 128, format="int2"),
+    CodegenCase("gqa4 d128 fp8", 32, 8, 128, 128, format="fp8"),
+    CodegenCase("mla16 d576 fp8", 16, 1, 576, 512, format="mla_fp8", shares_rows=True),
+    CodegenCase("mla128 d576 fp8", 128, 1, 576, 512, format="mla_fp8", shares_rows=True, queries=MANY),
 )
 
 
@@ -167,111 +155,24 @@ def _compile_job(job):
         index_bias=None, key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV,
     )  # fmt: skip
     try:
+        if case.format is not None:
+            _run_cache(case, q, k, v, indices, N)
+            return [describe(name, kernel, architecture, case) for name, kernel in compiled]
         out, lse, weights = attention(**arguments, return_lse=False, return_weights=case.return_weights)
         needs = {"q", "k"} if v is None else {"q", "k", "v"}
         for deterministic in case.backward:
             attention_backward(out, None, None, out, lse, weights, **arguments, needs=needs, deterministic=deterministic)
     finally:
         JITFunction.run = run
-    return [_describe(name, kernel, architecture, case) for name, kernel in compiled]
+    return [describe(name, kernel, architecture, case) for name, kernel in compiled]
 
 
-def _describe(name, kernel, architecture, case):
-    metadata = kernel.metadata
-    if architecture.startswith("sm_"):
-        registers, spill_bytes = _nvidia_resources(kernel)
-        instructions, assembly, load_width = _nvidia_disassembly(kernel), kernel.asm["ptx"], _ptx_load_bytes
-    else:
-        registers, spill_bytes = _amd_resources(kernel)
-        instructions = assembly = kernel.asm["amdgcn"]
-        load_width = _amd_load_bytes
-    gather_loads = _gather_loads(assembly, load_width)
-    return CodegenRow(
-        kernel=name.removesuffix("_kernel"),
-        config=f"{case.name} {case.dtype}, {metadata.num_warps} warps, {metadata.num_stages} stages",
-        arch=architecture,
-        registers=registers,
-        spill_bytes=spill_bytes,
-        shared_bytes=metadata.shared,
-        blocks_per_sm=blocks_per_multiprocessor(architecture, metadata.num_warps, registers, metadata.shared),
-        gather_load_bytes=min(gather_loads) if gather_loads else None,
-        tensor_core_instructions=len(re.findall(r"\b(?:[HIQD]G?MMA|UTC\w*MMA|v_mfma\w*)\b", instructions)),
-    )
+def _run_cache(case, q, k, v, indices, N):
+    """Append to a paged cache and attend to it."""
+    import torch
 
+    from selkey.cache.store import Store
 
-def _nvidia_tool(name, kernel, *options):
-    import triton
-
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(kernel.asm["cubin"])
-        cubin.flush()
-        return subprocess.run([program, *options, cubin.name], capture_output=True, text=True, check=True).stdout
-
-
-def _nvidia_resources(kernel):
-    usage = _nvidia_tool("cuobjdump", kernel, "-res-usage")
-    return tuple(int(re.search(rf"\b{field}:(\d+)", usage).group(1)) for field in ("REG", "STACK"))
-
-
-def _nvidia_disassembly(kernel):
-    return _nvidia_tool("nvdisasm", kernel, "-c")
-
-
-def _amd_resources(kernel):
-    fields = (".vgpr_count", ".private_segment_fixed_size")
-    return tuple(int(re.search(rf"{re.escape(field)}:\s*(\d+)", kernel.asm["amdgcn"]).group(1)) for field in fields)
-
-
-def _gather_loads(assembly, load_bytes):
-    """Widths of the loads that come from `load_keys` and `load_values`, by the source position behind each `.loc`."""
-    from selkey.kernels import attend
-
-    lines = set()
-    for function in (attend.load_keys, attend.load_values):
-        source, first = inspect.getsourcelines(function.fn)
-        lines.update(range(first, first + len(source)))
-    widths, in_gather = [], False
-    for line in assembly.splitlines():
-        if line.lstrip().startswith(".loc"):
-            in_gather = any(int(number) in lines for number in re.findall(r"attend\.py:(\d+):", line))
-        elif in_gather and (width := load_bytes(line)):
-            widths.append(width)
-    return widths
-
-
-def _ptx_load_bytes(line):
-    if match := re.search(r"cp\.async\.c[ag]\.shared\.global .*, (0x[0-9a-f]+|\d+),", line):
-        return int(match.group(1), 0)
-    if match := re.search(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", line):
-        return int(match.group(1) or 1) * int(match.group(2)) // 8
-    return None
-
-
-def _amd_load_bytes(line):
-    if match := re.search(r"\b(?:global|buffer)_load_(?:lds_)?(dwordx4|dwordx3|dwordx2|dword|u?short|[su]byte)", line):
-        return {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}.get(match.group(1), 2)
-    return None
-
-
-# per multiprocessor: shared memory, threads, blocks. CUDA programming guide, "Technical specifications per compute capability"
-_NVIDIA_LIMITS = {
-    "sm_80": (164 * 1024, 2048, 32),
-    "sm_90": (228 * 1024, 2048, 32),
-    "sm_100": (228 * 1024, 2048, 32),
-    "sm_120": (100 * 1024, 1536, 24),
-}
-# local data share of a compute unit: AMD CDNA 3 and CDNA 4 instruction set guides
-_AMD_SHARED = {"gfx942": 64 * 1024, "gfx950": 160 * 1024}
-
-
-def blocks_per_multiprocessor(architecture, warps, registers, shared_bytes):
-    """Blocks that registers, shared memory and threads allow at once on one multiprocessor (AMD: compute unit)."""
-    if architecture in _AMD_SHARED:
-        # four SIMDs with 512 vector registers a lane in granules of 8, at most 8 waves each
-        waves = 4 * min(8, 512 // (-(-registers // 8) * 8))
-        return min(waves // warps, _AMD_SHARED[architecture] // max(shared_bytes, 1))
-    shared, threads, blocks = _NVIDIA_LIMITS[architecture]
-    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
-    # a block reserves 1 KiB of shared memory beside its own
-    return min(by_registers, shared // (shared_bytes + 1024), threads // (32 * warps), blocks)
+    store = Store(1, N, case.kv_heads, case.D, case.DV, case.format, q.dtype, page_size=64, places=N)
+    store.write(k, v, torch.arange(N)[None], backend="triton")
+    store.attention(q, indices, scale=case.D**-0.5, backend="triton")

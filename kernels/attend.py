@@ -2,11 +2,15 @@
 
 A width that is no power of two is held as two tiles, MAIN and TAIL (96 = 64 + 32, 576 = 512 + 64); TAIL = 0 means one tile,
 masked where it is wider than the row. Every gather kernel computes its logits here.
+
+Rows may lie in a cache: LOAD, a function of its format, turns codes into levels in registers, the scale of a key row multiplies its
+logits and that of a value row its weights, and a block table says where a row lies.
 """
 
 import triton
 import triton.language as tl
 
+from .formats.scaled import load_scales
 from .primitives import (
     LOG2_E,
     MINUS_INFINITY,
@@ -15,7 +19,6 @@ from .primitives import (
     load_rows,
     locate_query,
     online_softmax_update,
-    row_starts,
     scaled_logits,
 )
 
@@ -55,17 +58,31 @@ def listed_rows(list_ptr, slot_stride, start, last, first_row, visible, SHAPE: t
 
 
 @triton.jit
-def load_keys(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
-    """Key rows as (main [BLOCK_K, D_MAIN], tail [BLOCK_K, D_TAIL])."""
-    row_ptrs = row_starts(inputs.key, b, rows, pack // SHAPE.PACKS_PER_KV, SHAPE.KEY_ALIGNMENT)
-    return load_rows(row_ptrs, live, inputs.key.strides[3], SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL)
+def places_of(pages, b, rows, live, PAGE: tl.constexpr):
+    """Where rows of a sequence lie: as they are counted, or where its block table says, in pages of PAGE rows. [BLOCK_K] int64"""
+    places = rows
+    if PAGE > 0:
+        page = tl.load(pages.ptr + b * pages.strides[0] + (rows // PAGE) * pages.strides[1], mask=live, other=0)
+        places = page.to(tl.int64) * PAGE + rows % PAGE
+    return places
 
 
 @triton.jit
-def load_values(inputs, b, pack, rows, live, SHAPE: tl.constexpr):
-    """Value rows as (main [BLOCK_K, DV_MAIN], tail [BLOCK_K, DV_TAIL])."""
-    row_ptrs = row_starts(inputs.value, b, rows, pack // SHAPE.PACKS_PER_KV, SHAPE.VALUE_ALIGNMENT)
-    return load_rows(row_ptrs, live, inputs.value.strides[3], SHAPE.DV, SHAPE.DV_MAIN, SHAPE.DV_TAIL)
+def load_keys(inputs, b, pack, places, live, SHAPE: tl.constexpr, LOAD: tl.constexpr):
+    """Levels of key rows as (main [BLOCK_K, D_MAIN], tail [BLOCK_K, D_TAIL]), in q's dtype."""
+    return LOAD(
+        inputs.key, inputs.key_parts, b, places, pack // SHAPE.PACKS_PER_KV, live, inputs.query.ptr.dtype.element_ty,
+        SHAPE.D, SHAPE.D_MAIN, SHAPE.D_TAIL, SHAPE.KEY_ALIGNMENT,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_values(inputs, b, pack, places, live, SHAPE: tl.constexpr, LOAD: tl.constexpr):
+    """Levels of value rows as (main [BLOCK_K, DV_MAIN], tail [BLOCK_K, DV_TAIL]), in q's dtype."""
+    return LOAD(
+        inputs.value, inputs.value_parts, b, places, pack // SHAPE.PACKS_PER_KV, live, inputs.query.ptr.dtype.element_ty,
+        SHAPE.DV, SHAPE.DV_MAIN, SHAPE.DV_TAIL, SHAPE.VALUE_ALIGNMENT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -92,11 +109,32 @@ def biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE: tl.const
 
 
 @triton.jit
-def tile_logits(inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr):
-    """Logits of one tile in log2 units, −inf where dead. [BLOCK_H, BLOCK_K]"""
+def read_logits(
+    inputs, query_main, query_tail, shift, b, s, pack, slots, rows, live, scale, softcap, SHAPE: tl.constexpr, LOAD: tl.constexpr
+):
+    """Read a tile of keys and compute its logits in log2 units, −inf where dead.
+
+    Returns (logits [BLOCK_H, BLOCK_K], key_main, key_tail, places): the levels that were read, and where their rows lie.
+    """
+    places = places_of(inputs.pages, b, rows, live, SHAPE.PAGE)
+    key_main, key_tail = load_keys(inputs, b, pack, places, live, SHAPE, LOAD)
     products = tile_products(query_main, query_tail, key_main, key_tail, SHAPE)
+    if SHAPE.IS_SCALED:
+        products *= load_scales(inputs.key_parts[0], b, places, pack // SHAPE.PACKS_PER_KV, live)[None, :]
+    if inputs.query_shift.ptr is not None:
+        products += shift[:, None]
     logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
-    return biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE)
+    return biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE), key_main, key_tail, places
+
+
+@triton.jit
+def load_shift(inputs, b, s, heads, in_pack):
+    """What is added to q · k of a query head whatever the key: q · (what was subtracted from every key). [BLOCK_H] fp32"""
+    shift = tl.zeros(heads.shape, tl.float32)
+    if inputs.query_shift.ptr is not None:
+        tensor = inputs.query_shift
+        shift = tl.load(tensor.ptr + b * tensor.strides[0] + s * tensor.strides[1] + heads * tensor.strides[2], mask=in_pack, other=0.0)
+    return shift
 
 
 @triton.jit
@@ -116,7 +154,10 @@ def finished_softmax(inputs, lse, b, s, heads, in_pack):
 
 
 @triton.jit
-def attend_list(inputs, query_main, query_tail, b, s, pack, first_row, visible, first, last, scale, softcap, SHAPE: tl.constexpr):
+def attend_list(
+    inputs, query_main, query_tail, b, s, pack, heads, in_pack, first_row, visible, first, last, scale, softcap, SHAPE: tl.constexpr,
+    LOAD: tl.constexpr,
+):  # fmt: skip
     """Online softmax over the keys number first … last − 1 of a list: BLOCK_SIZE keys a slot, in the list's order.
 
     Returns (accumulator_main, accumulator_tail, running_max, running_sum): ``[BLOCK_H, DV_MAIN]``, ``[BLOCK_H, DV_TAIL]``,
@@ -125,6 +166,7 @@ def attend_list(inputs, query_main, query_tail, b, s, pack, first_row, visible, 
     """
     lists = inputs.lists
     list_ptr = lists.ptr + b * lists.strides[0] + s * lists.strides[1] + pack * lists.strides[2]
+    shift = load_shift(inputs, b, s, heads, in_pack)
     running_max = tl.full([SHAPE.BLOCK_H], MINUS_INFINITY, tl.float32)
     running_sum = tl.zeros([SHAPE.BLOCK_H], tl.float32)
     accumulator_main = tl.zeros([SHAPE.BLOCK_H, SHAPE.DV_MAIN], tl.float32)
@@ -133,13 +175,22 @@ def attend_list(inputs, query_main, query_tail, b, s, pack, first_row, visible, 
 
     for start in range(first, last, SHAPE.BLOCK_K):
         numbers, slots, rows, live = listed_rows(list_ptr, lists.strides[3], start, last, first_row, visible, SHAPE)
-        key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE)
-        logits = tile_logits(inputs, query_main, query_tail, key_main, key_tail, b, s, pack, slots, rows, live, scale, softcap, SHAPE)
+        logits, key_main, key_tail, places = read_logits(
+            inputs, query_main, query_tail, shift, b, s, pack, slots, rows, live, scale, softcap, SHAPE, LOAD
+        )
         running_max, running_sum, weights, rescale = online_softmax_update(running_max, running_sum, logits)
         if inputs.value.ptr is None:
             value_main, value_tail = key_main, key_tail
         else:
-            value_main, value_tail = load_values(inputs, b, pack, rows, live, SHAPE)
+            value_main, value_tail = load_values(inputs, b, pack, places, live, SHAPE, LOAD)
+            if SHAPE.IS_SCALED:
+                value_scales = load_scales(inputs.value_parts[0], b, places, pack // SHAPE.PACKS_PER_KV, live)
+                if value_main.dtype == tl.float16:
+                    # weight · scale may be smaller than any number of fp16; level · scale is about as large as the value was
+                    value_main = (value_main * value_scales[:, None]).to(tl.float16)
+                    value_tail = (value_tail * value_scales[:, None]).to(tl.float16)
+                else:
+                    weights *= value_scales[None, :]
         weights = weights.to(value_main.dtype)
         accumulator_main = tl.dot(weights, value_main, accumulator_main * rescale[:, None], input_precision=SHAPE.PRECISION)
         if SHAPE.DV_TAIL > 0:

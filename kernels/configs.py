@@ -123,6 +123,20 @@ def gather_config(pack, D, DV, shares_rows, element_size, architecture):
     return GatherConfig(*tile, precision, d_main, d_tail, dv_main, dv_tail)
 
 
+def coded_config(config, architecture):
+    """The configuration for rows that are decoded in registers: what `gather_config` chose, less what was measured not to fit there.
+
+    Beyond 512 columns tiles of more than 16 heads spill, but for 64 heads by 32 keys on sm_90, whose products take them from shared
+    memory. Narrow rows take 145 to 215 registers: two blocks on a multiprocessor.
+    """
+    resident = min(config.resident, 2)
+    if config.d_main + config.d_tail <= 512 or config.block_h == 16:
+        return replace(config, resident=resident)
+    if config.block_h == 64 and architecture.name == "sm_90":
+        return replace(config, block_k=32, resident=resident)
+    return replace(config, block_h=16, resident=resident)
+
+
 def weights_config(config):
     """The configuration for `gather_weights`: what `gather_config` chose, less what was measured not to fit there.
 

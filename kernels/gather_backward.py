@@ -17,6 +17,7 @@ import triton.language as tl
 
 from .arguments import Rows
 from .attend import biased_logits, finished_softmax, listed_rows, load_keys, load_values, start_program, tile_products
+from .formats.plain import load_plain
 from .primitives import load_rows, scaled_logits, store_columns
 
 
@@ -117,11 +118,11 @@ def gather_backward_kernel(
     last = length * SHAPE.BLOCK_SIZE
     for start in range(0, last, SHAPE.BLOCK_K):
         numbers, slots, rows, live = listed_rows(list_ptr, lists.strides[3], start, last, first_row, visible, SHAPE)
-        key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE)
+        key_main, key_tail = load_keys(inputs, b, pack, rows, live, SHAPE, load_plain)
         if inputs.value.ptr is None:
             value_main, value_tail = key_main, key_tail
         else:
-            value_main, value_tail = load_values(inputs, b, pack, rows, live, SHAPE)
+            value_main, value_tail = load_values(inputs, b, pack, rows, live, SHAPE, load_plain)
 
         # p, w and dl: [BLOCK_H, BLOCK_K]
         capped = scaled_logits(tile_products(query_main, query_tail, key_main, key_tail, SHAPE), scale, softcap, SHAPE.HAS_SOFTCAP)

@@ -17,7 +17,9 @@ from .primitives import store_result
 
 
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset", "keys_per_split"])
-def gather_decode_kernel(inputs, partial_out, partial_lse, keys_per_split, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
+def gather_decode_kernel(
+    inputs, partial_out, partial_lse, keys_per_split, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr, LOAD: tl.constexpr
+):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
         inputs, 0, S, N, K, B, query_offset, SHAPE
     )
@@ -25,7 +27,7 @@ def gather_decode_kernel(inputs, partial_out, partial_lse, keys_per_split, S, N,
     first = split * keys_per_split
     last = tl.minimum(first + keys_per_split, length * SHAPE.BLOCK_SIZE)
     main, tail, running_max, running_sum = attend_list(
-        inputs, query_main, query_tail, b, s, pack, first_row, visible, first, last, scale, softcap, SHAPE
+        inputs, query_main, query_tail, b, s, pack, heads, in_pack, first_row, visible, first, last, scale, softcap, SHAPE, LOAD
     )
     split = split.to(tl.int64)
     store_result(
@@ -49,6 +51,6 @@ def gather_decode(call, out, lse, keys_per_split, splits):
     partial_out = torch.empty((splits, *out.shape), dtype=torch.float32, device=out.device)
     partial_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=out.device)
     gather_decode_kernel[(call.queries, call.head_tiles, splits)](
-        call.inputs, rows(partial_out), rows(partial_lse), keys_per_split, **call.scalars, SHAPE=call.shape, **call.options
+        call.inputs, rows(partial_out), rows(partial_lse), keys_per_split, **call.scalars, SHAPE=call.shape, LOAD=call.load, **call.options
     )
     combine(partial_out, partial_lse, call.inputs.sinks, out, lse)

@@ -15,12 +15,27 @@ from .primitives import store_result
 
 
 @triton.jit(do_not_specialize=["S", "N", "K", "B", "query_offset"])
-def gather_prefill_kernel(inputs, out, lse, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr):
+def gather_prefill_kernel(inputs, out, lse, S, N, K, B, query_offset, scale, softcap, SHAPE: tl.constexpr, LOAD: tl.constexpr):
     b, s, pack, heads, in_pack, first_row, visible, length, query_main, query_tail = start_program(
         inputs, 0, S, N, K, B, query_offset, SHAPE
     )
     main, tail, running_max, running_sum = attend_list(
-        inputs, query_main, query_tail, b, s, pack, first_row, visible, 0, length * SHAPE.BLOCK_SIZE, scale, softcap, SHAPE
+        inputs,
+        query_main,
+        query_tail,
+        b,
+        s,
+        pack,
+        heads,
+        in_pack,
+        first_row,
+        visible,
+        0,
+        length * SHAPE.BLOCK_SIZE,
+        scale,
+        softcap,
+        SHAPE,
+        LOAD,
     )
     store_result(
         out.ptr, out.strides, lse.ptr, lse.strides, inputs.sinks, b, s, heads, in_pack, main, tail, running_max, running_sum,
@@ -37,5 +52,5 @@ def gather_prefill(call, out, lse):
         lse: ``[B, S, HQ]`` fp32, natural logarithm.
     """
     gather_prefill_kernel[(call.queries, call.head_tiles)](
-        call.inputs, rows(out), rows(lse), **call.scalars, SHAPE=call.shape, **call.options
+        call.inputs, rows(out), rows(lse), **call.scalars, SHAPE=call.shape, LOAD=call.load, **call.options
     )

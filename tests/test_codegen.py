@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from selkey.bench.codegen import ARCHITECTURES, CASES, blocks_per_multiprocessor
+from selkey.bench.codegen import ARCHITECTURES, CASES
+from selkey.bench.disassembly import blocks_per_multiprocessor
 
 FIELDS = {
     "kernel", "config", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm", "gather_load_bytes",

@@ -35,48 +35,74 @@ class Partial(NamedTuple):
 @torch.no_grad()
 def attention(
     q, k, v, indices, *, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale,
-    v_head_dim, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None,
+    v_head_dim, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, stored=None, out_dtype=None,
 ):  # fmt: skip
     """Arguments and results of `selkey.reference.attention`; without `return_lse`, None stands for lse.
 
     For 16-bit inputs that saves time: PyTorch's kernel for them is as good as any in `out`, but only good to 2⁻¹⁴ in lse.
-    Gradients are not recorded.
+    Gradients are not recorded. Rows of a cache come as `stored`, StoredRows of which k and v are the codes; `out_dtype` is that of
+    q where it is not given.
     """
     B, S, HQ, D = q.shape
     K = indices.shape[3]
     float_type = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = q.new_zeros(B, S, HQ, v_head_dim)
+    out = q.new_zeros((B, S, HQ, v_head_dim), dtype=out_dtype)
     lse = q.new_full((B, S, HQ), -math.inf, dtype=float_type)
     weights = q.new_zeros((B, S, HQ, K), dtype=float_type) if return_weights else None
-    if k.numel() == 0 or indices.numel() == 0:
+    if k.numel() == 0 or indices.numel() == 0 or (stored is not None and stored.slots == 0):
         return out, lse if return_lse else None, weights
 
-    is_fused = _flash is not None and softcap is None and not return_weights and (v is None or v_head_dim == D)
+    is_plain = stored is None or stored.format.is_plain
+    is_fused = _flash is not None and is_plain and softcap is None and not return_weights and (v is None or v_head_dim == D)
     walk = walk_lists(
         q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k,
-        TILE_BYTES, q.dtype if is_fused and not return_lse else float_type,
+        TILE_BYTES, q.dtype if is_fused and not return_lse else float_type, stored,
     )  # fmt: skip
     H = walk.heads
 
     for entries, queries in walk.queries:
         query = q[entries, queries].reshape(-1, H, HQ // H, D).to(walk.keys_and_values.dtype).contiguous()
+        shift = None
+        if stored is not None and stored.query_shift is not None:
+            shift = stored.query_shift[entries, queries].reshape(-1, H, HQ // H, 1)
         slot_logits = None if weights is None else weights[entries, queries].fill_(-math.inf)
         levels = []
         for tile in walk.lists.tiles(entries, queries):
-            keys, values = walk.keys_and_values.fetch(tile)
+            rows = walk.keys_and_values.fetch(tile)
             slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
             bias = tile_bias(tile, slot_bias, walk.key_biases, float_type)
             # NaN in a query without a live slot must not reach its output.
             clean = query if tile.live is None else query.masked_fill(~tile.live.any(-1)[..., None, None], 0)
             if is_fused:
-                _add_partial(levels, _fused_partial(clean, keys, values, bias, scale, v_head_dim))
+                _add_partial(levels, _fused_partial(clean, rows.keys, rows.values, bias, scale, v_head_dim))
             else:
-                logits = _logits(clean, keys, bias, scale, softcap)
-                _add_partial(levels, _partial(logits, values[..., :v_head_dim]))
+                logits = _logits(clean, rows, shift, bias, scale, softcap)
+                _add_partial(levels, _partial(logits, rows.values[..., :v_head_dim], rows.value_scales))
                 if weights is not None:
                     _add_slot_logits(slot_logits[..., tile.slots], logits)
         _finish([partial for level in levels for partial in level], sinks, out[entries, queries], lse[entries, queries], slot_logits)
     return out, lse if return_lse else None, weights
+
+
+def stored_logits(q, stored, indices, *, scale, softcap):
+    """Logits ``[B, S, HQ, K]`` fp32 of lists of single slots over StoredRows, −inf where a slot is empty."""
+    B, S, HQ, D = q.shape
+    found = torch.full((B, S, HQ, indices.shape[3]), -math.inf)
+    if found.numel() == 0 or stored.slots == 0:
+        return found
+    nothing = (None,) * 6
+    walk = walk_lists(q, stored.key, None, indices, None, 1, *nothing[:5], TILE_BYTES, torch.float32, stored._replace(value=None))
+    for entries, queries in walk.queries:
+        query = q[entries, queries].reshape(-1, walk.heads, HQ // walk.heads, D).float().contiguous()
+        shift = None
+        if stored.query_shift is not None:
+            shift = stored.query_shift[entries, queries].reshape(*query.shape[:3], 1)
+        for tile in walk.lists.tiles(entries, queries):
+            rows = walk.keys_and_values.fetch(tile)
+            logits = _logits(query, rows, shift, tile_bias(tile, None, None, torch.float32), scale, softcap)
+            part = found[entries, queries, :, tile.slots]
+            part.copy_(logits.reshape(part.shape))
+    return found
 
 
 def _fused_partial(query, keys, values, bias, scale, v_head_dim):
@@ -94,21 +120,28 @@ def _fused_partial(query, keys, values, bias, scale, v_head_dim):
     return Partial(lse, out[..., :v_head_dim])
 
 
-def _logits(query, keys, bias, scale, softcap):
-    """Logits ``[T, H, R, C]`` of a tile."""
+def _logits(query, rows, shift, bias, scale, softcap):
+    """Logits ``[T, H, R, C]`` of a tile; `shift` ``[T, H, R, 1]`` or None is added to q · k."""
     # Contiguous first: matmul would copy the transpose, which is slow.
-    logits = torch.matmul(query, keys.contiguous().mT).mul_(scale)
+    logits = torch.matmul(query, rows.keys.contiguous().mT)
+    if rows.key_scales is not None:
+        logits.mul_(rows.key_scales[:, :, None])
+    if shift is not None:
+        logits.add_(shift)
+    logits.mul_(scale)
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)
     return logits if bias is None else logits.add_(bias)
 
 
-def _partial(logits, values):
-    """The attention of a tile from its logits ``[T, H, R, C]`` and values ``[T, H, C, DV]``."""
+def _partial(logits, values, value_scales):
+    """The attention of a tile from its logits ``[T, H, R, C]``, values ``[T, H, C, DV]`` and their scales ``[T, H, C]`` or None."""
     maximum = logits.amax(-1, keepdim=True)
     maximum = torch.where(maximum.isinf(), 0.0, maximum)
     exponentials = torch.exp(logits - maximum)
     total = exponentials.sum(-1, keepdim=True)
+    if value_scales is not None:
+        exponentials.mul_(value_scales[:, :, None])
     out = torch.matmul(exponentials, values).div_(torch.where(total == 0, 1.0, total))
     return Partial((maximum + total.log()).squeeze(-1), out)
 

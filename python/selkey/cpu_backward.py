@@ -72,7 +72,7 @@ def attention_backward(
         query_sum = torch.zeros_like(part.query)
         for tile in walk.lists.tiles(entries, queries):
             # contiguous: products with a permuted operand copy it, each time anew
-            keys, values = (rows.contiguous() for rows in walk.keys_and_values.fetch(tile))
+            keys, values = (rows.contiguous() for rows in walk.keys_and_values.fetch(tile)[:2])
             slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
             bias = tile_bias(tile, slot_bias, walk.key_biases, lse.dtype)
             key_weights, logit_grads, product_grads = _tile_gradients(part, tile, keys, values[..., :v_head_dim], bias, scale, softcap)

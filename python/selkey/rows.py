@@ -23,6 +23,15 @@ class Tile(NamedTuple):
     entry: torch.Tensor | None  # [T, 1, 1] int64, the batch entry of a query; None: there is but one
 
 
+class Fetched(NamedTuple):
+    """The rows of a tile of T queries."""
+
+    keys: torch.Tensor  # [T, H, C, D]
+    values: torch.Tensor  # [T, H, C, DV]
+    key_scales: torch.Tensor | None = None  # [T, H, C]; None: keys are what they are
+    value_scales: torch.Tensor | None = None
+
+
 class Lists:
     """The lists of all queries, read tile by tile.
 
@@ -122,7 +131,7 @@ class KeysAndValues:
         self.converted = self.space if k.dtype == dtype else k.new_empty(numbers, dtype=dtype)
 
     def fetch(self, tile):
-        """(keys, values) of a tile: ``[T, H, C, D]``, ``[T, H, C, DV]``, zero where not live; valid until the next fetch."""
+        """Fetched rows of a tile, zero where not live; valid until the next fetch."""
         T, _, C = tile.rows.shape
         ends = [0]
         for rows in self.parts:
@@ -131,7 +140,7 @@ class KeysAndValues:
         if self.converted is not self.space:
             self.converted[: ends[-1]].copy_(self.space[: ends[-1]])
         found = [rows.by_head(tile, self.converted[start:end]) for rows, start, end in zip(self.parts, ends, ends[1:], strict=False)]
-        return found[0], found[-1]
+        return Fetched(found[0], found[-1])
 
 
 def visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k):

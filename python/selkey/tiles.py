@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from selkey.rows import KeysAndValues, Lists, Rows, TileSize, visible_keys
+from selkey.stored_rows import StoredKeysAndValues
 
 # List entries whose rows are worked out at once.
 STRETCH_ENTRIES = 1 << 17
@@ -22,18 +23,20 @@ class Walk(NamedTuple):
 
 
 def walk_lists(
-    q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k, tile_bytes, row_type
-):
+    q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k, tile_bytes, row_type,
+    stored=None,
+):  # fmt: skip
     """Plan the tiles of a call that has at least one key and one slot.
 
     Args:
         tile_bytes: of the rows in a tile, in the dtype of logits.
         row_type: dtype that rows are converted to.
+        stored: StoredRows of a cache, in place of k and v.
 
     All else as in `selkey.attention`, resolved.
     """
     B, S, HQ, D = q.shape
-    N, HK = k.shape[1:3]
+    N, HK = k.shape[1:3] if stored is None else (stored.slots, k.shape[2])
     G, K = indices.shape[2:]
     H = HQ if G == HQ else HK
     # A block longer than all keys names the same keys as one of just their length, whose products do not overflow.
@@ -42,10 +45,14 @@ def walk_lists(
     size = _tile_size(D, 0 if v is None else v.shape[-1], HQ, H, G, K, block_size, tile_bytes, float_type)
     visible = visible_keys(B, S, N, kv_lengths, query_offset, cu_seqlens_q, cu_seqlens_k)
     most = min(size.queries, B * S) * min(size.slots, K) * size.part * H
+    if stored is None:
+        keys_and_values = KeysAndValues(k, v, H, G == 1, most, row_type)
+    else:
+        keys_and_values = StoredKeysAndValues(stored, D, H, G == 1, most, row_type)
     return Walk(
         queries=_query_tiles(B, S, size.queries),
         lists=Lists(indices, index_lengths, block_size, *visible, size, max(1, STRETCH_ENTRIES // (G * size.part))),
-        keys_and_values=KeysAndValues(k, v, H, G == 1, most, row_type),
+        keys_and_values=keys_and_values,
         key_biases=None if key_bias is None else Rows(key_bias[..., None], H, G == 1),
         heads=H,
     )

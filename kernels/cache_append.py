@@ -1,0 +1,87 @@
+"""Quantise rows and store them in a cache: rotate, code, scale and write in one launch.
+
+    x = (k − centre) · R,   code, scale = format(x)            for each row of each KV head; values without a centre
+
+One program takes BLOCK_R rows of one KV head, first their keys, then their values. The rotation is a product over stretches of
+BLOCK_I input columns, so that a row of any width passes through with one accumulator.
+"""
+
+import triton
+import triton.language as tl
+
+from .architectures import architecture_of
+from .arguments import rows
+from .configs import ceil_divide, next_power_of_two
+
+# the smallest operand of a tensor core
+BLOCK_R = 16
+
+
+@triton.jit
+def rotated_rows(
+    tensor, centre, matrix_ptr, b, s, head, exists, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows (b, s, head) of a tensor [B, S, HK, WIDTH] in fp32, less the centre and rotated where there are such. [ROWS, BLOCK_D]"""
+    row_ptrs = tensor.ptr + b * tensor.strides[0] + s * tensor.strides[1] + head * tensor.strides[2]
+    columns = tl.arange(0, BLOCK_D)
+    if matrix_ptr is None:
+        mask = exists[:, None] & (columns < WIDTH)[None, :]
+        total = tl.load(row_ptrs[:, None] + columns[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32)
+    else:
+        total = tl.zeros([s.shape[0], BLOCK_D], tl.float32)
+        for first in range(0, WIDTH, BLOCK_I):
+            inputs = first + tl.arange(0, BLOCK_I)
+            mask = exists[:, None] & (inputs < WIDTH)[None, :]
+            part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32)
+            if centre.ptr is not None:
+                centre_ptrs = centre.ptr + b * centre.strides[0] + head * centre.strides[1]
+                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=mask, other=0.0)
+            mask = (inputs < WIDTH)[:, None] & (columns < WIDTH)[None, :]
+            matrix = tl.load(matrix_ptr + inputs[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+            total = tl.dot(part, matrix, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit(do_not_specialize=["B", "S"])
+def cache_append_kernel(
+    k, v, places, key, key_parts, value, value_parts, key_centre, value_centre, key_rotation, value_rotation, B, S,
+    STORE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    head = tl.program_id(1).to(tl.int64)
+    b = number // S
+    s = number % S
+    exists = b < B
+    place = tl.load(places.ptr + b * places.strides[0] + s * places.strides[1] + head * places.strides[2], mask=exists, other=-1)
+    is_written = place >= 0
+    place = tl.where(is_written, place, 0)
+    no_entry = tl.zeros([], tl.int64)
+    keys = rotated_rows(k, key_centre, key_rotation, b, s, head, is_written, D, BLOCK_D, BLOCK_I, PRECISION)
+    STORE(key, key_parts, no_entry, place, head, is_written, keys, D, BLOCK_D)
+    if v.ptr is not None:
+        values = rotated_rows(v, value_centre, value_rotation, b, s, head, is_written, DV, BLOCK_DV, BLOCK_I, PRECISION)
+        STORE(value, value_parts, no_entry, place, head, is_written, values, DV, BLOCK_DV)
+
+
+def cache_append(k, v, places, stored, centre, key_rotation, value_rotation, D, DV):
+    """Store rows in the records of a cache.
+
+    Args:
+        k, v: ``[B, S, HK, D]`` and ``[B, S, HK, DV]`` floating, any strides; v None for joint rows.
+        places: ``[B, S, HK]`` int64, rows of the whole table of records; below 0: not stored.
+        stored: StoredRows of the cache.
+        centre: ``[B, HK, D]`` fp32 or None.
+        key_rotation, value_rotation: ``[D, D]`` and ``[DV, DV]`` fp32, contiguous, or None.
+    """
+    B, S, HK, _ = k.shape
+    if B * S == 0:
+        return
+    architecture = architecture_of(k.device)
+    block_d, block_dv = (max(16, next_power_of_two(width)) for width in (D, DV))
+    cache_append_kernel[(ceil_divide(B * S, BLOCK_R), HK)](
+        rows(k), rows(v), rows(places), rows(stored.key), tuple(map(rows, stored.key_parts)), rows(stored.value),
+        tuple(map(rows, stored.value_parts)), rows(centre), rows(None), key_rotation, value_rotation, B, S,
+        STORE=stored.format.store, D=D, DV=DV, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=BLOCK_R, BLOCK_I=32,
+        PRECISION="tf32x3" if architecture.is_nvidia else "ieee", num_warps=8 if max(block_d, block_dv) > 256 else 4,
+    )  # fmt: skip

@@ -1,0 +1,222 @@
+"""KVCache: every token of a batch of sequences, low-bit and in pages; attention reads the codes of the selected rows as they lie."""
+
+import torch
+
+from selkey.cache import kv_checks
+from selkey.cache.store import Store
+from selkey.cache.summaries import Summaries
+from selkey.kernels.formats import FORMATS
+
+# a pool that is full grows by a half, so that appending costs amortised time and at most a third of the pool is empty
+GROWTH = 1.5
+
+
+class KVCache:
+    """Keys and values of a batch of sequences of any lengths.
+
+    Rows are stored once, each by itself, and never stored again. A row with NaN or infinity is stored as NaN, and only queries that
+    select it see it; summaries leave it out.
+
+    Args:
+        batch_size: B.
+        n_kv_heads: HK.
+        head_dim: D.
+        v_head_dim: DV; default D, for MLA formats D − 64.
+        format: one of `selkey.formats()`.
+        page_size: rows of a page.
+        capacity: the most rows of a sequence, whose memory is taken at once; None: memory grows with the rows.
+        summary_page: keep a summary (count, mean key, mean value) of every so many rows, for ``rest="fold"`` and for selection.
+        dtype: of q, and of rows that are read back; default the format's own, bfloat16 where it has none.
+        device: of everything.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or size.
+    """
+
+    def __init__(
+        self, batch_size, n_kv_heads, head_dim, *, v_head_dim=None, format="bf16", page_size=64, capacity=None, summary_page=None,
+        dtype=None, device=None,
+    ):  # fmt: skip
+        v_head_dim, dtype = kv_checks.check_sizes(
+            batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, dtype
+        )
+        self.batch_size, self.n_kv_heads, self.head_dim, self.v_head_dim = batch_size, n_kv_heads, head_dim, v_head_dim
+        self.format, self.dtype, self.page_size, self.capacity, self.summary_page = (
+            FORMATS[format],
+            dtype,
+            page_size,
+            capacity,
+            summary_page,
+        )
+        pages = 0 if capacity is None else -(-capacity // page_size)
+        self.store = Store(
+            batch_size,
+            pages * page_size,
+            n_kv_heads,
+            head_dim,
+            v_head_dim,
+            format,
+            dtype,
+            device,
+            page_size,
+            batch_size * pages * page_size,
+        )
+        if pages:
+            table = self.store.tensors["pages"]
+            table.copy_(torch.arange(table.numel(), device=table.device).view(table.shape))
+        self.lengths = torch.zeros(batch_size, dtype=torch.int32, device=device)
+        # the same on the host, so that appending and growing never wait for the device
+        self.known_lengths = [0] * batch_size
+        self._pages_in_use = batch_size * pages
+        self.summaries = None
+        if summary_page is not None:
+            self.summaries = Summaries(self, 0 if capacity is None else capacity)
+
+    @classmethod
+    def from_pages(cls, pages, block_table, lengths, *, format, head_dim, v_head_dim=None, dtype=None):
+        """A cache over pages that were packed elsewhere, which are shared and not copied.
+
+        Args:
+            pages: ``[pages, rows of a page, HK, bytes]`` uint8, contiguous; a record is the codes of the key, those of the value, the
+                scale of the key, the scale of the value, as the format has them (MLA formats: the key alone).
+            block_table: ``[B, PAGES]`` int, the page of each stretch of rows.
+            lengths: ``[B]`` int.
+            format, head_dim, v_head_dim, dtype: as in `KVCache`. Codes of keys in rotated formats have no centre then.
+
+        Its capacity is what block_table names. Raises as `KVCache`; looks at lengths and block_table on the host.
+        """
+        heads = pages.shape[2] if isinstance(pages, torch.Tensor) and pages.dim() == 4 else 1
+        cache = cls(0, heads, head_dim, v_head_dim=v_head_dim, format=format, dtype=dtype)
+        record = Store.layout(0, 0, heads, head_dim, cache.v_head_dim, format, 1, 0)["records"][0][2]
+        kv_checks.check_pages(pages, block_table, lengths, heads, record, format)
+        cache.batch_size, cache.page_size = len(block_table), pages.shape[1]
+        cache.capacity = block_table.shape[1] * cache.page_size
+        store = Store(
+            len(block_table), cache.capacity, heads, head_dim, cache.v_head_dim, format, cache.dtype, pages.device, cache.page_size, 0
+        )
+        store.tensors.update(records=pages.flatten(0, 1), pages=block_table.int())
+        if cache.format.is_rotated:
+            store.tensors["has_centre"].fill_(True)
+        cache.store, cache.lengths, cache.known_lengths = store, lengths.int(), lengths.tolist()
+        cache._pages_in_use = block_table.numel()
+        return cache
+
+    @property
+    def device(self):
+        return self.store.device
+
+    @property
+    def rows(self):
+        """Rows of the longest sequence."""
+        return max(self.known_lengths, default=0)
+
+    @property
+    def nbytes(self):
+        """Bytes held: codes, scales, tables, lengths, summaries."""
+        tensors = [self.lengths, *self.store.tensors.values()]
+        if self.summaries is not None:
+            tensors += self.summaries.tensors.values()
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    @torch.no_grad()
+    def append(self, k, v=None, lengths=None):
+        """Store the next rows of every sequence.
+
+        Args:
+            k: ``[B, S, HK, D]``, any floating dtype.
+            v: ``[B, S, HK, DV]``; None for MLA formats.
+            lengths: ``[B]`` ints, how many of the S rows are real, the first ones; default all. A tensor on a GPU is waited for.
+
+        Raises:
+            TypeError, ValueError: an argument that does not fit, or more rows than the capacity; the cache is then as it was.
+        """
+        given = kv_checks.check_append(self, k, v, lengths)
+        after = [held + more for held, more in zip(self.known_lengths, given, strict=True)]
+        if self.capacity is None:
+            self._reserve(after)
+        S = k.shape[1]
+        count = torch.tensor(given, dtype=torch.int32).to(self.device, non_blocking=True)
+        place = torch.arange(S, device=self.device)
+        slots = torch.where(place < count[:, None], self.lengths[:, None].long() + place, -1)
+        self.store.write(k, v, slots)
+        if self.summaries is not None:
+            self.summaries.update(k, v, self.lengths, count)
+        # in place: a CUDA graph that reads the lengths goes on reading them
+        self.lengths += count
+        self.known_lengths = after
+        if all(after):
+            self.store.is_centre_fixed = True
+
+    def _reserve(self, lengths):
+        """Take pages for sequences of so many rows."""
+        P, table = self.page_size, self.store.tensors["pages"]
+        held, wanted = ([-(-rows // P) for rows in of] for of in (self.known_lengths, lengths))
+        new = sum(wanted) - sum(held)
+        if new == 0:
+            return
+        pool = len(self.store.tensors["records"]) // P
+        if self._pages_in_use + new > pool:
+            pool = max(self._pages_in_use + new, int(pool * GROWTH))
+        width = table.shape[1]
+        if max(wanted) > width:
+            width = max(max(wanted), int(width * GROWTH))
+        self.store.grow(pool * P, width * P)
+        if self.summaries is not None:
+            self.summaries.grow(width * P)
+        table, page = self.store.tensors["pages"], self._pages_in_use
+        for b, (first, last) in enumerate(zip(held, wanted, strict=True)):
+            if last > first:
+                table[b, first:last] = torch.arange(page, page + last - first, dtype=torch.int32).to(table.device, non_blocking=True)
+                page += last - first
+        self._pages_in_use = page
+
+    def dequantize(self):
+        """(k, v) as the kernels see them: ``[B, N, HK, D]`` and ``[B, N, HK, DV]`` in `dtype`, N the longest length, 0 behind the last
+        row of a sequence; v is None for MLA formats."""
+        slots = torch.arange(self.rows, device=self.device).expand(self.batch_size, -1)
+        return self.store.read(torch.where(slots < self.lengths[:, None], slots, -1))
+
+    def attention(
+        self, q, indices, *, rest="drop", block_size=1, index_lengths=None, kv_lengths=None, query_offset=None, index_bias=None,
+        key_bias=None, sinks=None, softcap=None, scale=None, return_lse=False, return_weights=False, backend="auto",
+    ):  # fmt: skip
+        """`selkey.attention` of q over the rows of the cache: the same result as with ``*cache.dequantize()`` and
+        ``kv_lengths=cache.lengths``, without expanding anything.
+
+        Args:
+            q: ``[B, S, HQ, D]`` in the dtype of the cache.
+            rest: what becomes of what is not listed. "drop": nothing. "fold": block_size is `summary_page`, the listed pages are
+                exact, and every other page that a query sees whole joins the same softmax by its summary: logit = scale · q · mean
+                key + log of its count; O(N / page) per query, and as much memory.
+
+        All else, what is returned, and the errors are those of `selkey.attention`. There is no gradient: RuntimeError.
+        """
+        arguments = dict(
+            block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset,
+            index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=scale,
+            return_lse=return_lse, return_weights=return_weights, backend=backend,
+        )  # fmt: skip
+        kv_checks.check_attention(self, q, indices, rest, arguments)
+        lengths = self.lengths if kv_lengths is None else torch.minimum(self.lengths, kv_lengths)
+        arguments.update(kv_lengths=lengths, scale=self.head_dim**-0.5 if scale is None else scale)
+        if rest == "fold":
+            out, lse, weights = self.summaries.attention_with_rest(q, indices, arguments)
+        else:
+            out, lse, weights = self.store.attention(q, indices, **arguments)
+        chosen = (out, *([lse] if return_lse else ()), *([weights] if return_weights else ()))
+        return chosen if len(chosen) > 1 else out
+
+
+def formats():
+    """Names of the formats that a cache can have."""
+    return list(FORMATS)
+
+
+def kv_format(name):
+    """The format of that name; its `bytes_per_row(head_dim)` is what memory and cost are computed with.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    kv_checks.check_format(name)
+    return FORMATS[name]
