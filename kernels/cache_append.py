@@ -78,10 +78,12 @@ def cache_append(k, v, places, stored, centre, key_rotation, value_rotation, D, 
     if B * S == 0:
         return
     architecture = architecture_of(k.device)
+    # a stretch of the rotation of wide rows fills shared memory
+    is_wide = max(D, DV) > 256
     block_d, block_dv = (max(16, next_power_of_two(width)) for width in (D, DV))
     cache_append_kernel[(ceil_divide(B * S, BLOCK_R), HK)](
         rows(k), rows(v), rows(places), rows(stored.key), tuple(map(rows, stored.key_parts)), rows(stored.value),
         tuple(map(rows, stored.value_parts)), rows(centre), rows(None), key_rotation, value_rotation, B, S,
-        STORE=stored.format.store, D=D, DV=DV, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=BLOCK_R, BLOCK_I=32,
-        PRECISION="tf32x3" if architecture.is_nvidia else "ieee", num_warps=8 if max(block_d, block_dv) > 256 else 4,
+        STORE=stored.format.store, D=D, DV=DV, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=BLOCK_R, BLOCK_I=16 if is_wide else 32,
+        PRECISION="tf32x3" if architecture.is_nvidia else "ieee", num_warps=8 if is_wide else 4, num_stages=1 if is_wide else 3,
     )  # fmt: skip

@@ -126,15 +126,18 @@ def gather_config(pack, D, DV, shares_rows, element_size, architecture):
 def coded_config(config, architecture):
     """The configuration for rows that are decoded in registers: what `gather_config` chose, less what was measured not to fit there.
 
-    Beyond 512 columns tiles of more than 16 heads spill, but for 64 heads by 32 keys on sm_90, whose products take them from shared
-    memory. Narrow rows take 145 to 215 registers: two blocks on a multiprocessor.
+    Beyond 512 columns tiles of more than 16 heads spill, but for 64 heads by 32 keys on sm_90, whose products take operands from
+    shared memory; so do narrower tiles of more than 32 heads elsewhere. Narrow rows take 145 to 215 registers: two blocks on a
+    multiprocessor.
     """
     resident = min(config.resident, 2)
-    if config.d_main + config.d_tail <= 512 or config.block_h == 16:
-        return replace(config, resident=resident)
-    if config.block_h == 64 and architecture.name == "sm_90":
+    is_wide = config.d_main + config.d_tail > 512
+    if architecture.name == "sm_90" and config.block_h == 64 and is_wide:
         return replace(config, block_k=32, resident=resident)
-    return replace(config, block_h=16, resident=resident)
+    largest = 16 if is_wide else 128 if architecture.name == "sm_90" else 32
+    if config.block_h <= largest:
+        return replace(config, resident=resident)
+    return replace(config, block_h=largest, num_warps=config.num_warps if is_wide else 4, resident=resident)
 
 
 def weights_config(config):

@@ -23,6 +23,19 @@ def selkey_codegen(*options):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def narrowest_load(row):
+    """Bytes that every gather of rows loads at a time, at least."""
+    case = next(case for case in CASES if row["config"].startswith(f"{case.name} {case.dtype},"))
+    if case.format is None:
+        # all widths of CASES are multiples of 16 bytes
+        return 16
+    if case.format == "mla_fp8":
+        # the scale of 128 codes; AMD takes the columns that are not coded one by one
+        return 4 if row["arch"].startswith("sm_") else 2
+    # records of a key, a value and two scales are multiples of 8 bytes
+    return 8
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architecture):
     result = selkey_codegen("--arch", architecture, "--json")
@@ -31,6 +44,7 @@ def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architectu
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
         "gather_decode", "gather_prefill", "gather_weights", "combine", "gather_backward", "backward_delta", "name_rows", "sum_rows",
+        "cache_append",
     }  # fmt: skip
     assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in CASES})
     for row in rows:
@@ -38,12 +52,13 @@ def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architectu
         assert row["arch"] == architecture
         # deterministic gradients of MLA keep 32 bytes on the stack there, the atomic ones none
         is_known = row["kernel"] == "gather_backward" and "mla128" in row["config"] and architecture == "sm_100"
+        # fitting the scale of int4 codes in registers keeps 16 to 24 bytes there
+        is_known |= row["kernel"] == "cache_append" and "int4" in row["config"]
         assert row["spill_bytes"] <= (32 if is_known else 0), row
         assert row["blocks_per_sm"] >= 1, row
         if not row["kernel"].startswith("gather"):
             continue
-        # all widths of CASES are multiples of 16 bytes
-        assert row["gather_load_bytes"] == 16, row
+        assert row["gather_load_bytes"] >= narrowest_load(row), row
         # fp32 beyond 256 columns a key runs on the ordinary units: emulating it on tf32 tensor cores spills
         wide_fp32 = "float32" in row["config"] and ("d512" in row["config"] or "d576" in row["config"])
         if not (wide_fp32 and architecture.startswith("sm_")):

@@ -59,11 +59,11 @@ def load(
     """`parts` are the scales [B, N, HEADS, L / 128] fp32 and the last columns [B, N, HEADS, 64] bf16."""
     tl.static_assert(TAIL == ROPE, "the last columns are the tail")
     groups: tl.constexpr = MAIN // GROUP
-    numbers = decoded(load_bytes(codes, b, rows, head, live, 0, MAIN, MAIN, ALIGNMENT), DTYPE)
-    scales = load_columns(row_starts(parts[0], b, rows, head, 1), live, 1, 0, groups, groups).to(DTYPE)
+    numbers = decoded(load_bytes(codes, b, rows, head, live, 0, MAIN, MAIN, ALIGNMENT), tl.float32)
+    scales = load_columns(row_starts(parts[0], b, rows, head, 1), live, 1, 0, groups, groups)
     by_group = tl.reshape(numbers, [numbers.shape[0], groups, GROUP]) * scales[:, :, None]
     tail = load_columns(row_starts(parts[1], b, rows, head, ALIGNMENT // 2), live, 1, 0, ROPE, ROPE)
-    return tl.reshape(by_group, [numbers.shape[0], MAIN]), tail.to(DTYPE)
+    return tl.reshape(by_group, [numbers.shape[0], MAIN]).to(DTYPE), tail.to(DTYPE)
 
 
 @triton.jit
