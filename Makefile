@@ -9,7 +9,7 @@ bench: $(READY)
 	$(VENV)/bin/selkey bench
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -q
 
 $(READY): requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

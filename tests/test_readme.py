@@ -1,5 +1,7 @@
 """What the README shows is what happens."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_examples_run_as_they_stand():
+def test_the_examples_run_as_they_stand(tmp_path):
     *examples, distributed = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", "".join(examples)], capture_output=True, text=True, cwd="/")
+    # other tests run beside this one
+    one_thread = dict(os.environ, OMP_NUM_THREADS="1")
+    result = subprocess.run([sys.executable, "-c", "".join(examples)], capture_output=True, text=True, cwd=tmp_path, env=one_thread)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "torch.Size([1, 1, 32, 128]) torch.Size([1, 1, 32])\ntorch.Size([1, 1, 32, 128])\n"
+    first, second, cache, report = result.stdout.splitlines()
+    assert (first, second) == ("torch.Size([1, 1, 32, 128]) torch.Size([1, 1, 32])", "torch.Size([1, 1, 32, 128])")
+    # 136 of 512 bytes a token and head
+    assert cache == "34 MiB; bf16: 128"
+    shares = ast.literal_eval(report)
+    assert list(shares) == ["sinks", "pins", "window", "keep", "folds"] and shares["pins"] >= 0.2
+    assert (tmp_path / "conversation.safetensors").exists()
     # runs under torchrun only; its import has to be right
     assert re.match(r"from selkey\.distributed import key_parallel_attention\n", distributed)
 

@@ -21,7 +21,7 @@ def code_bytes(head_dim):
 
 def pack(rows):
     units, largest = normalise(rows)
-    step = units.square().mean(-1, keepdim=True).sqrt() * FIRST_SCALE.value
+    step = (units * units).mean(-1, keepdim=True).sqrt() * FIRST_SCALE.value
     codes = torch.floor(units / torch.where(step > 0, step, 1.0) + 2).clamp(0, 3)
     scale = fitted_scale(units, codes - 1.5)
     padding = 4 * code_bytes(rows.shape[-1]) - rows.shape[-1]

@@ -64,5 +64,5 @@ def normalise(rows):
 
 def fitted_scale(rows, levels):
     """The least-squares scale of levels: <row, level> / <level, level>, and 0 where all levels are 0. ``[..., 1]``"""
-    squares = levels.square().sum(-1, keepdim=True)
+    squares = (levels * levels).sum(-1, keepdim=True)
     return (rows * levels).sum(-1, keepdim=True) / torch.where(squares > 0, squares, 1.0)

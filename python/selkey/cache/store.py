@@ -10,6 +10,10 @@ from selkey.kernels.formats import FORMATS
 from selkey.kernels.formats.format import view_part
 
 
+# numbers that are coded at once on a CPU
+_WRITTEN_AT_ONCE = 1 << 19
+
+
 class Store:
     """A table of key and value rows ``[B, slots, HK]`` in one format.
 
@@ -111,6 +115,14 @@ class Store:
             matrices = self._rotations() if self.format.is_rotated else (None, None)
             cache_append(k, v, places, self.rows(), self.tensors.get("centre"), *matrices, self.head_dim, self.v_head_dim)
             return
+        # a few at a time, which stay in the processor's cache on their way
+        few = max(1, _WRITTEN_AT_ONCE // (k.shape[0] * k.shape[2] * (self.head_dim + self.v_head_dim)))
+        for first in range(0, k.shape[1], few):
+            part = slice(first, first + few)
+            self._write_here(k[:, part], None if v is None else v[:, part], slots[:, part])
+
+    def _write_here(self, k, v, slots):
+        """`write` in PyTorch."""
         rows = [(k.float() - self.tensors["centre"][:, None]) if self.format.is_rotated else k.float()]
         rows += [] if self.format.is_joint else [v.float()]
         if self.format.is_rotated:

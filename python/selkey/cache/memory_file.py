@@ -1,0 +1,111 @@
+"""A cache in a file: safetensors, whole or not at all.
+
+The header says what the file is and in which version, and holds as JSON the arguments of the cache and what its host knows.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "selkey.BoundedCache"
+VERSION = "1"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def write(path, tensors, description):
+    """Write tensors and a description (what JSON can say) to `path`; until all is on the disk, what was there stays.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written; nothing has changed then.
+    """
+    path = os.path.realpath(path)
+    temporary = _new_file_beside(path)
+    try:
+        metadata = {"format": FORMAT, "version": VERSION, "cache": json.dumps(description)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        os.chmod(temporary, _mode_of(path))
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":
+        # the new name of the file, too
+        _flush(os.path.dirname(path))
+
+
+@contextlib.contextmanager
+def opened(path):
+    """Open a file that `write` has written: yields (file, description).
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no such file, of another version, or not whole.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise ValueError(f"{path} must be a file that BoundedCache.save has written; it is a folder")
+    try:
+        file = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a file that BoundedCache.save has written, whole; it cannot be read: {error}") from error
+    with file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} must be of format {FORMAT!r}; got {metadata.get('format')!r}")
+        if metadata.get("version") != VERSION:
+            raise ValueError(f"{path} must be of version {VERSION!r}; got {metadata.get('version')!r}")
+        try:
+            description = json.loads(metadata["cache"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} must describe its cache in JSON; it does not: {error!r}") from error
+        yield file, description
+
+
+def check_tensors(path, file, layout):
+    """Compare the tensors of a file with {name: (shape, dtype)}; ValueError where they differ."""
+    names = set(file.keys())
+    if names != set(layout):
+        differing = sorted(names ^ set(layout))
+        raise ValueError(f"{path} must hold the tensors of its cache; missing or unknown: {', '.join(differing[:8])}")
+    for name, (shape, dtype) in layout.items():
+        stored = file.get_slice(name)
+        got = (tuple(stored.get_shape()), _DTYPES.get(stored.get_dtype(), stored.get_dtype()))
+        if got != (tuple(shape), dtype):
+            raise ValueError(f"{path}: {name} must have shape {list(shape)} and dtype {dtype}; got {list(got[0])} and {got[1]}")
+
+
+def _new_file_beside(path):
+    """An empty file in the folder of `path`, under a name of its own."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"path must be that of a file; got the folder {path}")
+    folder, name = os.path.split(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
+    os.close(handle)
+    return temporary
+
+
+def _mode_of(path):
+    """The permissions of the file, or those that a new one gets."""
+    if os.path.exists(path):
+        return os.stat(path).st_mode & 0o7777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _flush(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
