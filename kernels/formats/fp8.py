@@ -21,10 +21,18 @@ def encode(units):
     return units.to(torch.float8_e4m3fn).view(torch.uint8)
 
 
+def half_numbers(codes):
+    """e4m3 bytes as fp16, 256 times too small, by their bits: PyTorch's own conversion on a CPU is thirty times slower.
+
+    A byte with its sign extended and moved by 7 has everything where fp16 has it, and a second sign behind the first. There is no
+    NaN among the bytes.
+    """
+    return codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~(1 << 14)).view(torch.float16)
+
+
 def decode(codes):
-    """e4m3 bytes as fp32, by their bits: PyTorch's own conversion on a CPU is thirty times slower. There is no NaN among them."""
-    bits = codes.to(torch.int16)
-    return ((bits & 0x80) << 8 | (bits & 0x7F) << 7).view(torch.float16).float() * 256
+    """e4m3 bytes as fp32."""
+    return half_numbers(codes).float() * 256
 
 
 def pack(rows):
@@ -38,8 +46,7 @@ def unpack(codes, head_dim):
 
 
 def unpack_planes(codes, out, scratch):
-    bits = codes.to(torch.int16)
-    out.copy_(((bits & 0x80) << 8 | (bits & 0x7F) << 7).view(torch.float16)).mul_(256)
+    out.copy_(half_numbers(codes)).mul_(256)
 
 
 @triton.jit
