@@ -44,7 +44,7 @@ def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architectu
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
         "gather_decode", "gather_prefill", "gather_weights", "combine", "gather_backward", "backward_delta", "name_rows", "sum_rows",
-        "cache_append",
+        "cache_append", "fold",
     }  # fmt: skip
     assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in CASES})
     for row in rows:

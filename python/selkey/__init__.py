@@ -19,3 +19,7 @@ def __getattr__(name):
 
         return getattr(cache, name)
     raise AttributeError(f"module 'selkey' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
