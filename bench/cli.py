@@ -13,11 +13,11 @@ from selkey.bench.training.command import train
 
 _QUICK = {
     "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
-    "lengths": (256, 512, 1024), "list": 64, "seconds": 15,
+    "lengths": (256, 512, 1024), "list": 64, "cache_contexts": (1024, 4096), "tokens": 2**14, "seconds": 15,
 }  # fmt: skip
 _FULL = {
     "heads": workloads.HEADS, "contexts": workloads.CONTEXTS, "ks": (2048,), "k_context": 32768,
-    "lengths": (1024, 2048, 4096, 8192), "list": 256, "seconds": 110,
+    "lengths": (1024, 2048, 4096, 8192), "list": 256, "cache_contexts": workloads.CACHE_CONTEXTS, "tokens": 2**20, "seconds": 110,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ main.add_command(train)
     "wanted",
     type=click.Choice(workloads.WORKLOADS),
     multiple=True,
-    help="Only this one; repeatable.  [default: all but backward and parallel]",
+    help=f"Only this one; repeatable.  [default: {', '.join(workloads.DEFAULT)}]",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
@@ -64,6 +64,11 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
     For --workload prefill or backward alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
     are its keys.
+
+    --workload cache measures decode over a KVCache in every format, beside plain tensors; alone it takes --heads out of 32 (over 8 KV
+    heads), 8 and 24 (of 96). --workload stream appends a million tokens to a BoundedCache and takes minutes, whatever the
+    --time-budget; alone it takes its tokens from --contexts (the largest), its query heads from --heads (4 on each KV head) and
+    --head-dim.
     """
     from rich.console import Console
 
@@ -76,6 +81,7 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     default = _QUICK if quick else _FULL
     try:
         cases = _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
+        stream = _stream(wanted, default, heads, contexts, head_dim, dtype)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     environment = devices.environment(device)
@@ -84,6 +90,7 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
         cases=cases,
         with_real="real" in wanted,
         parallel=_parallel(wanted, default, contexts, ks, dtype),
+        stream=stream,
         dtype=dtype,
         device=device,
         seed=seed,
@@ -94,7 +101,8 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     folder = out or Path("bench-results", devices.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     writer = _writer(folder)
     console = Console(highlight=False)
-    console.print(f"[bold]selkey bench[/bold] on {environment['device']}, {dtype}; about {units.duration(plan.seconds * 1e6)}")
+    more = "" if stream is None else f", then as long as {stream.context:,} tokens take"
+    console.print(f"[bold]selkey bench[/bold] on {environment['device']}, {dtype}; about {units.duration(plan.seconds * 1e6)}{more}")
     if environment["busy_cores"] > 0.3:
         busy = f"other programs keep {environment['busy_cores']:.1f} cores busy: times will be noisy and the run longer"
         console.print(busy, style="yellow")
@@ -160,6 +168,9 @@ def _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, 
         cases += workloads.prefill(lengths, k, dtype=dtype)
     if "backward" in wanted:
         cases += workloads.backward(lengths, k, dtype=dtype, deterministic=device == "cuda")
+    if "cache" in wanted:
+        shapes = heads if heads and alone else workloads.CACHE_SHAPES
+        cases += workloads.cache(shapes, contexts or default["cache_contexts"], ks or default["ks"], dtype=dtype)
     return tuple(cases)
 
 
@@ -170,6 +181,15 @@ def _parallel(wanted, default, contexts, ks, dtype):
     return workloads.parallel(
         max(contexts) if contexts and alone else default["k_context"], ks[0] if ks and alone else default["ks"][0], dtype=dtype
     )
+
+
+def _stream(wanted, default, heads, contexts, head_dim, dtype):
+    if "stream" not in wanted:
+        return None
+    alone = len(wanted) == 1
+    tokens = max(contexts) if contexts and alone else default["tokens"]
+    shape = (max(heads) if heads else workloads.STREAM_HEADS, head_dim) if alone else (workloads.STREAM_HEADS, workloads.STREAM_WIDTH)
+    return workloads.stream(tokens, *shape, dtype=dtype)
 
 
 def _writer(folder):

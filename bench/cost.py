@@ -13,6 +13,8 @@ The roof of a call is the larger of unique bytes / read bandwidth and operations
 from dataclasses import dataclass
 from math import gcd
 
+import selkey
+
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 INDEX_BYTES = 4
 
@@ -75,21 +77,38 @@ def fixed_bytes(case, reads):
     return vectors + (queries * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0)
 
 
-def byte_counts(case, reads, unique_rows, sector):
+def row_bytes(case, format=None):
+    """(key row, value row) of one token in one KV head.
+
+    Args:
+        format: one of `selkey.formats()`; None: plain tensors in the dtype of the case.
+    """
+    if format is None:
+        return case.head_dim * ELEMENT_BYTES[case.dtype], case.v_head_dim * ELEMENT_BYTES[case.dtype]
+    kind = selkey.kv_format(format)
+    return kind.bytes_per_row(case.head_dim), kind.bytes_per_row(case.v_head_dim)
+
+
+def byte_counts(case, reads, unique_rows, sector, format=None):
     """The three counts of one call.
 
     Args:
         unique_rows: key rows that at least one list names, over all batches and KV heads; ignored for "all".
         sector: bytes of the smallest read from memory.
+        format: of the cache that is read, where the key and the value of a token lie together, and its KV heads behind one another;
+            None: plain tensors.
     """
-    element = ELEMENT_BYTES[case.dtype]
-    key, value = case.head_dim * element, case.v_head_dim * element
+    key, value = row_bytes(case, format)
     fixed = fixed_bytes(case, reads)
     if reads == "all":
         streams, row = case.n_kv_heads, key + value
         unique_rows = case.batch * case.n_kv_heads * case.context
     else:
         streams, row = max(case.n_list_heads, case.n_kv_heads), sectors_bytes(key, sector) + sectors_bytes(value, sector)
+        if format is not None:
+            # a list for all heads reads the records of a token in one piece
+            joined = case.n_kv_heads if case.n_list_heads == 1 else 1
+            row = sectors_bytes(joined * (key + value), sector) / joined
     rows = case.batch * streams * keys_per_query_head(case, reads)
     if case.backward:
         # all of it is read again, with the gradient of out, and every row and query gets a gradient
@@ -98,16 +117,16 @@ def byte_counts(case, reads, unique_rows, sector):
     return ByteCounts(algorithmic=rows * (key + value) + fixed, touched=rows * row + fixed, unique=unique_rows * row + fixed)
 
 
-def cache_bytes(case):
-    """K and V of one layer."""
-    return case.batch * case.n_kv_heads * case.context * (case.head_dim + case.v_head_dim) * ELEMENT_BYTES[case.dtype]
+def cache_bytes(case, format=None):
+    """K and V of one layer, as plain tensors or in a format of `selkey.formats()` (its rows alone, without page tables)."""
+    return case.batch * case.n_kv_heads * case.context * sum(row_bytes(case, format))
 
 
-def input_bytes(case, reads):
+def input_bytes(case, reads, format=None):
     """What has to lie in memory before the call: K, V, q and, for lists, the lists."""
     q = case.batch * case.q_len * case.n_heads * case.head_dim * ELEMENT_BYTES[case.dtype]
     lists = case.batch * case.q_len * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0
-    return cache_bytes(case) + q + lists
+    return cache_bytes(case, format) + q + lists
 
 
 def output_bytes(case):

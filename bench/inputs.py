@@ -10,8 +10,9 @@ from selkey.bench import cost
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# A prime number of elements, so that copies of the block fall differently onto the rows and no two rows are equal.
-_BLOCK_ELEMENTS = 16_777_213
+# A prime number of elements, so that copies of the block fall differently onto the rows and no two rows are equal; far from all
+# fractions and multiples of 2ⁿ, 3 · 2ⁿ and 9 · 2ⁿ, so that the value of a token is not its key moved by a few columns.
+_BLOCK_ELEMENTS = 10_449_997
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Figures from records alone: nothing is measured, looked up or remembered here."""
 
 from selkey.bench import records
-from selkey.bench.plots import memory, prefill, quality, roofline, speedup, throughput
+from selkey.bench.plots import formats, memory, prefill, quality, roofline, speedup, stream, throughput
 
 FIGURES = {
     "roofline": roofline.draw,
@@ -11,6 +11,12 @@ FIGURES = {
     "prefill": prefill.draw,
     "backward": prefill.draw_backward,
     "quality": quality.draw,
+}
+CACHE_FIGURES = {
+    "cache_speed": formats.draw_speed,
+    "cache_memory": formats.draw_memory,
+    "cache_error": formats.draw_error,
+    "stream": stream.draw,
 }
 
 
@@ -25,7 +31,7 @@ def draw(rows, folder):
         paths of the pictures.
     """
     paths = []
-    for name, draw_one in FIGURES.items():
+    for name, draw_one in (FIGURES | CACHE_FIGURES).items():
         figure = draw_one(rows)
         if figure is not None:
             path = folder / f"{name}.png"

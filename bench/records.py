@@ -20,7 +20,7 @@ SCHEMA_VERSION = "1.0"
 
 BLOCKS = (
     "schema_version", "run", "env", "ceilings", "case", "impl", "status", "correct", "time", "bytes", "mem", "model", "quality", "parallel",
-    "origin",
+    "cache", "stream", "origin",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def row(run, env, ceilings, case, impl, state, reason=None, **blocks):
 
     Args:
         state: "ok", "skip", "oom_predicted", "incorrect", "error" or "invalid:above_roof".
-        blocks: correct, time, bytes, mem, model, quality, parallel.
+        blocks: correct, time, bytes, mem, model, quality, parallel, cache, stream.
     """
     command = reproduce(case, env["device_kind"], run["seed"])
     known = {
@@ -64,7 +64,9 @@ def reproduce(case, device, seed):
         words += ["--fix", "head_dim", "--head-dim", case.head_dim, "--dtype", case.dtype]
     elif case.workload != "real":
         words += ["--contexts", case.context, "--dtype", case.dtype]
-        words += ["--k", case.k] if case.workload in ("prefill", "backward", "parallel") else []
+        words += ["--heads", case.n_heads] if case.workload in ("cache", "stream") else []
+        words += ["--head-dim", case.head_dim] if case.workload == "stream" else []
+        words += ["--k", case.k] if case.workload in ("prefill", "backward", "parallel", "cache") else []
     return shlex.join(map(str, words))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from selkey.bench import (
+    caches,
     ceilings,
     correctness,
     cost,
@@ -19,6 +20,7 @@ from selkey.bench import (
     minilm,
     parallel,
     records,
+    stream,
     timing,
     units,
     workloads,
@@ -41,10 +43,11 @@ class Plan:
         dtype: of the random cases.
         device: "cpu" or "cuda".
         seconds: time to aim at; the fewest samples of everything are taken even if it takes `PATIENCE` times as long, then
-            cases are skipped.
+            cases are skipped. Filling caches comes on top.
         memory_limit: bytes; cases predicted above it become rows without being allocated.
         invocation: what the user typed.
         parallel: case to run in several processes, or None.
+        stream: case whose tokens go through a `selkey.BoundedCache`, or None.
     """
 
     environment: dict
@@ -57,6 +60,7 @@ class Plan:
     memory_limit: int
     invocation: str
     parallel: Case | None = None
+    stream: Case | None = None
 
 
 def run(plan, peers, writer, watch):
@@ -97,7 +101,7 @@ class _Run:
             self.watch("filling memory with random keys", 0, len(cases), 0.0)
             pool = inputs.RandomPool(max(map(cost.cache_bytes, random)), plan.dtype, plan.device, plan.seed)
             sources |= dict.fromkeys(set(workloads.WORKLOADS) - {"real"}, pool)
-            self._wake_up(pool)
+            self._wake_up(pool, {peer.NAME: peer for case in random for peer in self._peers_of(case)})
 
         work = [self._seconds_a_round(case) for case in cases]
         self.patience_ends = time.monotonic() + PATIENCE * plan.seconds
@@ -108,6 +112,10 @@ class _Run:
                 self.writer.write(row)
         if plan.parallel is not None:
             self._parallel(plan.parallel, len(cases))
+        if plan.stream is not None:
+            impl = {"name": stream.NAME, "version": self.env["selkey"], "backend": stream.backend(plan.device), "reads": "selected"}
+            for state, reason, blocks in stream.measure(plan, self.clock, self.watch):
+                self.writer.write(records.row(self.run_block, self.env, self.ceilings, plan.stream, impl, state, reason, **blocks))
         self.watch("done", len(cases), len(cases), 1.0)
 
     def _parallel(self, case, done):
@@ -141,13 +149,14 @@ class _Run:
         sources["real"] = minilm.CapturedInputs(layers)
         return sorted([*cases, *workloads.real(layers, minilm.DATA)], key=lambda case: workloads.WORKLOADS.index(case.workload))
 
-    def _wake_up(self, pool):
-        """One tiny call of everything, so that no case pays for libraries that start up."""
+    def _wake_up(self, pool, peers):
+        """One tiny call of everything that will be called, so that no case pays for libraries that start up."""
         tiny = Case("decode", 2, 2, 2, 64, 64, 64, 16, dtype=self.plan.dtype)
         if pool.values.nbytes >= cost.cache_bytes(tiny):
-            for peer in self.peers.values():
+            for peer in peers.values():
                 try:
-                    peer.attend(pool.inputs(tiny, np.random.default_rng(0)))
+                    drawn = pool.inputs(tiny, np.random.default_rng(0))
+                    _prepared(peer, drawn).attend(drawn)
                 except Exception:  # the case itself reports what is wrong with an implementation
                     continue
 
@@ -165,10 +174,11 @@ class _Run:
         source, rng = sources[case.workload], np.random.default_rng([self.plan.seed, zlib.crc32(case.cfg_id.encode())])
         drawn = source.inputs(case, rng)
         truths = {reads: correctness.truth(drawn, reads, case.backward) for reads in {peer.READS for peer in peers}}
-        checked = {}
+        checked, ready = {}, {}
         for peer in peers:
             try:
-                checked[peer.NAME] = self._checked(case, peer, drawn, source, truths[peer.READS])
+                ready[peer.NAME] = self._filled(peer, drawn)
+                checked[peer.NAME] = self._checked(case, ready[peer.NAME], drawn, source, truths[peer.READS])
             except Exception as problem:  # whatever a peer raises is its result, the others go on
                 rows.append(self._row(case, peer, "error", f"{type(problem).__name__}: {_first_line(problem)}"))
                 continue
@@ -182,9 +192,16 @@ class _Run:
         def draw():
             return drawn if case.workload == "real" else replace(drawn, indices=inputs.draw_lists(case, rng).to(drawn.q.device))
 
-        calls = {name: _call(case, self.peers[name]) for name in checked}
+        calls = {name: _call(case, ready[name]) for name in checked}
         samples = timing.interleave(self.clock, calls, draw, seconds)
         return rows + [self._timed_row(case, self.peers[name], drawn, samples[name], blocks) for name, blocks in checked.items()]
+
+    def _filled(self, peer, drawn):
+        """The implementation with its cache filled, where it has one; the time for that comes on top of the budget."""
+        begin = time.monotonic()
+        ready = _prepared(peer, drawn)
+        self.begin, self.patience_ends = (moment + time.monotonic() - begin for moment in (self.begin, self.patience_ends))
+        return ready
 
     def _checked(self, case, peer, drawn, source, truth):
         """First call of an implementation: its memory, its correctness, and calls until it is warm."""
@@ -193,10 +210,11 @@ class _Run:
         while time.monotonic() < begin + _WARM_SECONDS:
             call(drawn)
         out, *gradients = result if case.backward else (result,)
-        blocks = {
-            "correct": correctness.check(out, truth, *gradients[:1]),
-            "mem": self._memory(case, peer, extra, how),
-        }
+        blocks = {"mem": self._memory(case, peer, extra, how)}
+        if _format(peer) is None:
+            blocks["correct"] = correctness.check(out, truth, *gradients[:1])
+        else:
+            blocks |= caches.blocks(peer, out, drawn)
         if case.workload == "real":
             blocks["quality"] = asdict(minilm.quality(out, drawn, source.layers[case.layer]))
         return blocks
@@ -204,7 +222,7 @@ class _Run:
     def _timed_row(self, case, peer, drawn, samples, blocks):
         summary = timing.summary(samples)
         unique = inputs.unique_rows(drawn.indices, case.n_kv_heads, case.context) if peer.READS == "selected" else None
-        counts = cost.byte_counts(case, peer.READS, unique, devices.SECTOR_BYTES[self.plan.device])
+        counts = cost.byte_counts(case, peer.READS, unique, devices.SECTOR_BYTES[self.plan.device], _format(peer))
         operations = cost.flops(case, peer.READS)
         roof = cost.roof(counts.unique, operations, self.ceilings["read_gbps"], self.ceilings["matrix_tflops"][case.dtype])
         median = summary["p50"]
@@ -228,7 +246,7 @@ class _Run:
 
     def _memory(self, case, peer, extra=None, how=None):
         """The `mem` block: predicted always, measured where it was."""
-        resident, predicted_extra = cost.input_bytes(case, peer.READS), peer.extra_bytes(case, self.plan.device)
+        resident, predicted_extra = cost.input_bytes(case, peer.READS, _format(peer)), peer.extra_bytes(case, self.plan.device)
         total = None if extra is None else resident + extra
         return {
             "input_bytes": resident, "predicted_extra_bytes": predicted_extra, "predicted_bytes": resident + predicted_extra,
@@ -239,7 +257,7 @@ class _Run:
     def _row(self, case, peer, state, reason=None, **blocks):
         impl = None
         if peer is not None:
-            version = self.env["selkey"] if peer.NAME.startswith("selkey") else self.env["torch"]
+            version = self.env["selkey"] if peer.NAME.startswith(("selkey", "kv_")) else self.env["torch"]
             impl = {"name": peer.NAME, "version": version, "backend": peer.backend(self.plan.device), "reads": peer.READS}
         return records.row(self.run_block, self.env, self.ceilings, case, impl, state, reason, **blocks)
 
@@ -247,7 +265,10 @@ class _Run:
         return [self.peers[name] for name in case.implementations if name in self.peers]
 
     def _fits(self, case, peer):
-        return self._memory(case, peer)["predicted_bytes"] <= self.plan.memory_limit
+        # all caches of a case are held at once, beside the rows that fill them
+        others = [one for one in self._peers_of(case) if one is not peer and (_format(one) or _format(peer))]
+        beside = sum(cost.cache_bytes(case, _format(one)) for one in others)
+        return self._memory(case, peer)["predicted_bytes"] + beside <= self.plan.memory_limit
 
     def _out_of_memory(self, case, peer):
         predicted = self._memory(case, peer)
@@ -258,12 +279,21 @@ class _Run:
         """A guess at what one sample of each implementation takes, to share out the time: a quarter of the roof is reached."""
 
         def guess(peer):
-            asked = cost.byte_counts(case, peer.READS, 0, devices.SECTOR_BYTES[self.plan.device]).algorithmic
+            asked = cost.byte_counts(case, peer.READS, 0, devices.SECTOR_BYTES[self.plan.device], _format(peer)).algorithmic
             rate = self.ceilings["matrix_tflops"][case.dtype]
             return 4e-6 * cost.roof(asked, cost.flops(case, peer.READS), self.ceilings["read_gbps"], rate).time_us
 
         flush = self.clock.flush_bytes / self.ceilings["read_gbps"] / 1e9
         return sum(guess(peer) + flush for peer in self._peers_of(case)) + 0.02
+
+
+def _format(peer):
+    """Of the cache that an implementation reads; None: it reads plain tensors."""
+    return getattr(peer, "FORMAT", None)
+
+
+def _prepared(peer, drawn):
+    return peer if _format(peer) is None else peer.prepare(drawn)
 
 
 def _call(case, peer):
@@ -279,6 +309,8 @@ def describe(case):
         return f"selected share: {units.count(case.k)} of {units.count(case.context)} keys"
     if case.workload == "backward":
         return f"forward and backward: {units.count(case.context)} tokens, {case.k} keys each"
+    if case.workload == "cache":
+        return f"caches: {case.n_heads}/{case.n_kv_heads} heads × {case.head_dim}, {units.count(case.context)} keys"
     if case.workload == "prefill":
         return f"prefill: {units.count(case.context)} tokens, {case.k} keys each"
     return f"MiniLM: layer {case.layer}, best {case.k_frac:.0%} of the keys"

@@ -19,7 +19,8 @@ def show(rows, console):
     """
     if rows:
         _ceilings(rows[0], console)
-    for table in (*_decode(rows), _k_sweep(rows), _prefill(rows, "prefill"), _prefill(rows, "backward"), _real(rows)):
+    single = (_k_sweep(rows), _prefill(rows, "prefill"), _prefill(rows, "backward"), _real(rows))
+    for table in (*_decode(rows), *single, *_cache(rows), _stream(rows)):
         if table is not None:
             console.print(table)
     _parallel(rows, console)
@@ -89,6 +90,34 @@ def _real(rows):
         lines = {name: [mean(field, share) for share in shares] for name, field in measures.items()}
         title = "MiniLM on prose, best keys of each query and head: mean over layers"
         return _table(title, "keys kept", [f"{share:.0%}" for share in shares], lines)
+
+
+def _cache(rows):
+    """A table per head shape and k: a line for each format."""
+    shapes = {}
+    for together in by_case(rows, "cache"):
+        case = _case(together)
+        shapes.setdefault((case["n_heads"], case["n_kv_heads"], case["head_dim"], case["k"]), []).append(together)
+    for (heads, kv_heads, width, k), cases in shapes.items():
+        columns = [units.count(_case(together)["context"]) for together in cases]
+        lines = {}
+        for name in dict.fromkeys(name for together in cases for name in together):
+            one = next(together[name] for together in cases if name in together)["cache"]
+            held = ["–", "–"] if one is None else [f"{one['bytes_per_token']:.0f}", f"{one['format_error_rel_l2']:.2%}"]
+            lines[name] = [_median(together[name]) if name in together else "–" for together in cases] + held
+        title = f"one query, {heads}/{kv_heads} heads × {width}, lists of {units.count(k)}: median"
+        yield _table(title, "keys", [*columns, "bytes a token", "format error"], lines)
+
+
+def _stream(rows):
+    lines = {}
+    for row in rows:
+        found = row.get("stream")
+        if found and (row is rows[-1] or found["tokens_of_append"] == 1 or found["tokens_seen"] in (2**n for n in range(10, 40, 2))):
+            times = units.duration(found["append_us_per_token"]["p50"]), units.duration(found["attention_us"]["p50"])
+            name = f"{found['tokens_seen']:,}"
+            lines[name] = [str(found["tokens_of_append"]), units.memory(found["nbytes"]), units.memory(found["bf16_bytes"]), *times]
+    return _table("BoundedCache, default pools", "tokens", ["at once", "held", "bf16 KVCache", "a token", "a query"], lines)
 
 
 def _parallel(rows, console):

@@ -10,10 +10,17 @@ KEPT_FRACTIONS = (0.05, 0.10, 0.25)
 CUSTOM_HIDDEN = {24: 2304}
 
 # In the order of measuring: what comes last is lost first where the time does not suffice.
-WORKLOADS = ("k_sweep", "decode", "real", "prefill", "backward", "parallel")
+WORKLOADS = ("k_sweep", "decode", "real", "prefill", "backward", "parallel", "cache", "stream")
 DEFAULT = WORKLOADS[:4]
 
 _DENSE, _GATHER, _SELKEY = "sdpa", "gather", "selkey"
+# Query heads → (KV heads, head_dim) of the cache workload: grouped, every head with its own keys, and a width that is no power of two.
+CACHE_SHAPES = {32: (8, 128), 8: (8, 128), 24: (24, 96)}
+CACHE_CONTEXTS = tuple(2**10 * n for n in (4, 16, 64, 128))
+CACHE_FORMATS = ("bf16", "fp8", "int8", "int4", "int2")
+STREAM_HEADS, STREAM_GROUP, STREAM_WIDTH = 32, 4, 128
+_SHORTEST_STREAM = 1024
+
 # Dense gradients of more tokens take minutes on a CPU.
 _LONGEST_DENSE_BACKWARD = 8192
 
@@ -133,6 +140,37 @@ def backward(lengths, k, *, dtype, deterministic):
 def parallel(context, k, *, dtype):
     """Decode of four sequences whose keys lie on several processes, 32 heads over 8 KV heads, head_dim 128, one list a query."""
     return Case("parallel", 32, 8, 1, 128, 128, context, min(k, context), batch=4, dtype=dtype, implementations=())
+
+
+def cache(heads, contexts, ks, *, dtype):
+    """Decode over a `selkey.KVCache` in every format, and over plain tensors: one query, one list for all heads.
+
+    Raises:
+        ValueError: a head count without a shape, or another dtype than that of the plain rows.
+    """
+    if dtype != "bf16":
+        raise ValueError(f"--dtype {dtype}: --workload cache compares with rows in bf16 and measures --dtype bf16 only")
+    unknown = [n for n in heads if n not in CACHE_SHAPES]
+    if unknown:
+        raise ValueError(f"--heads {unknown[0]}: --workload cache has shapes for {', '.join(map(str, CACHE_SHAPES))} heads")
+    names = (_SELKEY, *(f"kv_{name}" for name in CACHE_FORMATS))
+    return [
+        Case("cache", n, CACHE_SHAPES[n][0], 1, CACHE_SHAPES[n][1], CACHE_SHAPES[n][1], context, min(k, context), implementations=names)
+        for n in heads for context in contexts for k in ks
+    ]  # fmt: skip
+
+
+def stream(tokens, heads, head_dim, *, dtype):
+    """So many tokens through a `selkey.BoundedCache` with its default pools, four query heads on each KV head.
+
+    Raises:
+        ValueError: too few tokens, or heads that do not come in fours.
+    """
+    if tokens < _SHORTEST_STREAM:
+        raise ValueError(f"--contexts {tokens}: --workload stream appends at least {_SHORTEST_STREAM} tokens")
+    if heads % STREAM_GROUP:
+        raise ValueError(f"--heads {heads}: --workload stream puts {STREAM_GROUP} query heads on each KV head")
+    return Case("stream", heads, heads // STREAM_GROUP, 1, head_dim, head_dim, tokens, 0, dtype=dtype, selector="pools", implementations=())
 
 
 def real(captures, data, *, fractions=KEPT_FRACTIONS):

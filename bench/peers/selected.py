@@ -34,6 +34,6 @@ def extra_bytes(case, device):
     element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + case.v_head_dim
     lists_of_a_query = case.n_list_heads * case.k
     fetched = case.batch * case.q_len * lists_of_a_query
-    rows = min(4 * fetched * width, TILE_BYTES) * element // 4
+    rows = min(4 * case.batch * case.q_len * max(case.n_list_heads, case.n_kv_heads) * case.k * width, TILE_BYTES) * element // 4
     entries = min(fetched, STRETCH_ENTRIES, max(lists_of_a_query, TILE_BYTES // (4 * width)))
     return outputs + rows + entries * _ENTRY_BYTES
