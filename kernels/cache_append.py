@@ -22,31 +22,42 @@ def rotated_rows(
     tensor, centre, matrix_ptr, b, s, head, exists, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows (b, s, head) of a tensor [B, S, HK, WIDTH] in fp32, less the centre and rotated where there are such. [ROWS, BLOCK_D]"""
+    """Rows (b, s, head) of a tensor [B, S, HK, WIDTH] in fp32, less the centre and rotated where there are such.
+
+    Returns ([ROWS, BLOCK_D], [ROWS]): in units in which nothing overflows, and these units; 1 where nothing is rotated.
+    """
     row_ptrs = tensor.ptr + b * tensor.strides[0] + s * tensor.strides[1] + head * tensor.strides[2]
     columns = tl.arange(0, BLOCK_D)
-    if matrix_ptr is None:
-        mask = exists[:, None] & (columns < WIDTH)[None, :]
-        total = tl.load(row_ptrs[:, None] + columns[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32)
-    else:
+    mask = exists[:, None] & (columns < WIDTH)[None, :]
+    total = tl.load(row_ptrs[:, None] + columns[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32)
+    unit = tl.full(s.shape, 1.0, tl.float32)
+    centre_ptrs = centre.ptr
+    if centre.ptr is not None:
+        centre_ptrs = centre.ptr + b * centre.strides[0] + head * centre.strides[1]
+    if matrix_ptr is not None:
+        unit = tl.max(tl.abs(total), 1)
+        if centre.ptr is not None:
+            common = tl.load(centre_ptrs[:, None] + columns[None, :] * centre.strides[2], mask=mask, other=0.0)
+            unit = tl.maximum(unit, tl.max(tl.abs(common), 1))
+        unit = tl.where(unit == 0.0, 1.0, unit)
         total = tl.zeros([s.shape[0], BLOCK_D], tl.float32)
         for first in range(0, WIDTH, BLOCK_I):
             inputs = first + tl.arange(0, BLOCK_I)
             mask = exists[:, None] & (inputs < WIDTH)[None, :]
-            part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32)
+            part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32) / unit[:, None]
             if centre.ptr is not None:
-                centre_ptrs = centre.ptr + b * centre.strides[0] + head * centre.strides[1]
-                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=mask, other=0.0)
+                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=mask, other=0.0) / unit[:, None]
             mask = (inputs < WIDTH)[:, None] & (columns < WIDTH)[None, :]
             matrix = tl.load(matrix_ptr + inputs[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
             total = tl.dot(part, matrix, total, input_precision=PRECISION)
-    return total
+    return total, unit
 
 
 @triton.jit(do_not_specialize=["B", "S"])
 def cache_append_kernel(
     k, v, places, key, key_parts, value, value_parts, key_centre, value_centre, key_rotation, value_rotation, B, S,
-    STORE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, PRECISION: tl.constexpr,
+    STORE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     head = tl.program_id(1).to(tl.int64)
@@ -57,11 +68,11 @@ def cache_append_kernel(
     is_written = place >= 0
     place = tl.where(is_written, place, 0)
     no_entry = tl.zeros([], tl.int64)
-    keys = rotated_rows(k, key_centre, key_rotation, b, s, head, is_written, D, BLOCK_D, BLOCK_I, PRECISION)
-    STORE(key, key_parts, no_entry, place, head, is_written, keys, D, BLOCK_D)
+    keys, unit = rotated_rows(k, key_centre, key_rotation, b, s, head, is_written, D, BLOCK_D, BLOCK_I, PRECISION)
+    STORE(key, key_parts, no_entry, place, head, is_written, keys, unit, D, BLOCK_D)
     if v.ptr is not None:
-        values = rotated_rows(v, value_centre, value_rotation, b, s, head, is_written, DV, BLOCK_DV, BLOCK_I, PRECISION)
-        STORE(value, value_parts, no_entry, place, head, is_written, values, DV, BLOCK_DV)
+        values, unit = rotated_rows(v, value_centre, value_rotation, b, s, head, is_written, DV, BLOCK_DV, BLOCK_I, PRECISION)
+        STORE(value, value_parts, no_entry, place, head, is_written, values, unit, DV, BLOCK_DV)
 
 
 def cache_append(k, v, places, stored, centre, key_rotation, value_rotation, D, DV):

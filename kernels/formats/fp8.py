@@ -50,10 +50,10 @@ def unpack_planes(codes, out, scratch):
 
 
 @triton.jit
-def decoded(codes, DTYPE: tl.constexpr):
-    """e4m3 bytes as numbers: sign, exponent and fraction moved to where fp16 has them, whose exponents are 8 greater."""
+def decoded(codes):
+    """e4m3 bytes as fp32: sign, exponent and fraction moved to where fp16 has them, whose exponents are 8 greater."""
     bits = codes.to(tl.int16)
-    return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(DTYPE) * 256.0
+    return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
 
 
 @triton.jit
@@ -78,19 +78,19 @@ def load(
     codes, parts, b, rows, head, live, DTYPE: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    main = decoded(load_bytes(codes, b, rows, head, live, 0, WIDTH, MAIN, ALIGNMENT), DTYPE)
+    main = decoded(load_bytes(codes, b, rows, head, live, 0, WIDTH, MAIN, ALIGNMENT)).to(DTYPE)
     if TAIL > 0:
-        tail = decoded(load_bytes(codes, b, rows, head, live, MAIN, WIDTH, TAIL, ALIGNMENT), DTYPE)
+        tail = decoded(load_bytes(codes, b, rows, head, live, MAIN, WIDTH, TAIL, ALIGNMENT)).to(DTYPE)
     else:
         tail = main
     return main, tail
 
 
 @triton.jit
-def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     store_bytes(codes, b, rows, head, is_written, encoded(units * LARGEST), WIDTH, BLOCK_D)
-    store_scales(parts[0], b, rows, head, is_written, largest / LARGEST)
+    store_scales(parts[0], b, rows, head, is_written, largest / LARGEST * unit)
 
 
 FORMAT = Format(

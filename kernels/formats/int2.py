@@ -65,7 +65,7 @@ def load(
 
 
 @triton.jit
-def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     exists = (tl.arange(0, BLOCK_D) < WIDTH)[None, :]
     step = tl.sqrt(tl.sum(units * units, 1) / WIDTH) * FIRST_SCALE
@@ -79,7 +79,7 @@ def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, 
     second, fourth = tl.split(odd)
     packed = first | (second << 2) | (third << 4) | (fourth << 6)
     store_bytes(codes, b, rows, head, is_written, packed, (WIDTH + 3) // 4, BLOCK_D // 4)
-    store_scales(parts[0], b, rows, head, is_written, scale * largest)
+    store_scales(parts[0], b, rows, head, is_written, scale * largest * unit)
 
 
 FORMAT = Format(

@@ -101,7 +101,7 @@ def nearest_codes(units):
 
 
 @triton.jit
-def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     exists = (tl.arange(0, BLOCK_D) < WIDTH)[None, :]
     scale = tl.sqrt(tl.sum(units * units, 1) / WIDTH) * FIRST_SCALE
@@ -113,7 +113,7 @@ def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, 
         scale = tl.sum(units * levels, 1) / tl.sum(levels * levels, 1)
     low, high = tl.split(tl.reshape(found, [found.shape[0], BLOCK_D // 2, 2]))
     store_bytes(codes, b, rows, head, is_written, low | (high << 4), (WIDTH + 1) // 2, BLOCK_D // 2)
-    store_scales(parts[0], b, rows, head, is_written, scale * largest)
+    store_scales(parts[0], b, rows, head, is_written, scale * largest * unit)
 
 
 FORMAT = Format(

@@ -27,10 +27,10 @@ def unpack_planes(codes, out, scratch):
 
 
 @triton.jit
-def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     store_bytes(codes, b, rows, head, is_written, tl.floor(units * 127 + 0.5), WIDTH, BLOCK_D)
-    store_scales(parts[0], b, rows, head, is_written, largest / 127)
+    store_scales(parts[0], b, rows, head, is_written, largest / 127 * unit)
 
 
 FORMAT = Format(

@@ -59,7 +59,7 @@ def load(
     """`parts` are the scales [B, N, HEADS, L / 128] fp32 and the last columns [B, N, HEADS, 64] bf16."""
     tl.static_assert(TAIL == ROPE, "the last columns are the tail")
     groups: tl.constexpr = MAIN // GROUP
-    numbers = decoded(load_bytes(codes, b, rows, head, live, 0, MAIN, MAIN, ALIGNMENT), tl.float32)
+    numbers = decoded(load_bytes(codes, b, rows, head, live, 0, MAIN, MAIN, ALIGNMENT))
     scales = load_columns(row_starts(parts[0], b, rows, head, 1), live, 1, 0, groups, groups)
     by_group = tl.reshape(numbers, [numbers.shape[0], groups, GROUP]) * scales[:, :, None]
     tail = load_columns(row_starts(parts[1], b, rows, head, ALIGNMENT // 2), live, 1, 0, ROPE, ROPE)
@@ -67,7 +67,7 @@ def load(
 
 
 @triton.jit
-def store(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     LATENT: tl.constexpr = WIDTH - ROPE
     columns = tl.arange(0, BLOCK_D)
     all_groups: tl.constexpr = BLOCK_D // GROUP

@@ -35,13 +35,13 @@ def load_plain(
 
 
 @triton.jit
-def store_plain(codes, parts, b, rows, head, is_written, values, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_plain(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """Code and store a tile of rows.
 
     Args:
         codes, parts: as in `load_plain`.
         rows, is_written: [ROWS] int64 and bool.
-        values: [ROWS, BLOCK_D] fp32, 0 from column WIDTH on.
+        values: [ROWS, BLOCK_D] fp32, 0 from column WIDTH on, in units of `unit` [ROWS], which is 1 for formats without scales.
     """
     row_ptrs = codes.ptr + b * codes.strides[0] + rows * codes.strides[1] + head * codes.strides[2]
     store_columns(row_ptrs, is_written, codes.strides[3], values, 0, WIDTH, BLOCK_D)
@@ -52,8 +52,8 @@ def plain_format(name, dtype):
         return whole_words(head_dim * dtype.itemsize)
 
     def pack(rows):
-        numbers = rows.to(dtype).contiguous()
-        codes = numbers.view(torch.uint8)
+        # a copy, because the strides of a single column may be anything
+        codes = rows.to(dtype).clone(memory_format=torch.contiguous_format).view(torch.uint8)
         padding = code_bytes(rows.shape[-1]) - codes.shape[-1]
         return torch.nn.functional.pad(codes, (0, padding)) if padding else codes, None
 

@@ -48,7 +48,7 @@ class StoredKeysAndValues:
     def _unpacked(self, records):
         """Fetched rows of records ``[T, H, C, bytes]``."""
         kind = self.stored.format
-        key_bytes = self.stored.key.shape[-1] * kind.element.itemsize
+        key_bytes = kind.code_bytes(self.width) if kind.is_plain else self.stored.key.shape[-1]
         key_codes = records[..., :key_bytes]
         if kind.is_plain:
             numbers = records.view(kind.element)

@@ -27,9 +27,13 @@ def shrunk_mean(keys, is_row):
     unit = torch.where(unit > 0, unit, 1.0)
     scaled = keys / unit[:, None]
     mean = scaled.sum(1) / divisor
-    variance = ((scaled - mean[:, None]).square() * is_row[..., None]).sum(1) / (count - 1).clamp(min=1)
-    # a single key tells no variance of a channel, but its channels tell what is usual: their median square, over that of a normal
+    # few keys tell little about the variance of a channel, but all channels tell what is usual: their median square, over that of
+    # a normal distribution; it counts as one key
     usual = scaled.square().sum(1).div(divisor).median(-1, keepdim=True).values / 0.4549
-    uncertainty = torch.where(count > 1, variance, usual) / divisor
-    shrinkage = (1 - uncertainty / torch.where(mean == 0, 1.0, mean.square())).clamp(min=0.0)
+    squares = ((scaled - mean[:, None]).square() * is_row[..., None]).sum(1)
+    uncertainty = (squares + usual) / divisor.square()
+    # of a single key nothing below three standard deviations
+    caution = 1 + 8 / divisor
+    square = mean.square()
+    shrinkage = (1 - caution * uncertainty / torch.where(square > 0, square, 1.0)).clamp(min=0.0) * (square > 0)
     return mean * shrinkage * unit, count.squeeze(-1) > 0

@@ -14,8 +14,9 @@ GROWTH = 1.5
 class KVCache:
     """Keys and values of a batch of sequences of any lengths.
 
-    Rows are stored once, each by itself, and never stored again. A row with NaN or infinity is stored as NaN, and only queries that
-    select it see it; summaries leave it out.
+    Rows are stored once, each by itself, and never stored again. A row with NaN or infinity is kept as it is in the plain formats and
+    as NaN in the coded ones, and only queries that select it see it; summaries leave it out. The key centre of a coded format is that
+    of the first rows that a head is given; where none of them is finite, the next (on a GPU: none).
 
     Args:
         batch_size: B.
@@ -67,6 +68,7 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int32, device=device)
         # the same on the host, so that appending and growing never wait for the device
         self.known_lengths = [0] * batch_size
+        self.room = None if capacity is None else [capacity] * batch_size
         self._pages_in_use = batch_size * pages
         self.summaries = None
         if summary_page is not None:
@@ -94,10 +96,14 @@ class KVCache:
         store = Store(
             len(block_table), cache.capacity, heads, head_dim, cache.v_head_dim, format, cache.dtype, pages.device, cache.page_size, 0
         )
-        store.tensors.update(records=pages.flatten(0, 1), pages=block_table.int())
+        is_page = (block_table >= 0) & (block_table < len(pages))
+        store.tensors.update(records=pages.flatten(0, 1), pages=torch.where(is_page, block_table, 0).int())
         if cache.format.is_rotated:
             store.tensors["has_centre"].fill_(True)
-        cache.store, cache.lengths, cache.known_lengths = store, lengths.int(), lengths.tolist()
+        cache.store, cache.known_lengths = store, lengths.tolist()
+        cache.lengths = lengths.to(torch.int32, copy=True)
+        # rows up to the first page that is none
+        cache.room = (is_page.int().cumprod(1).sum(1) * cache.page_size).tolist()
         cache._pages_in_use = block_table.numel()
         return cache
 
@@ -112,7 +118,7 @@ class KVCache:
 
     @property
     def nbytes(self):
-        """Bytes held: codes, scales, tables, lengths, summaries."""
+        """Bytes held: codes, scales, tables, lengths, summaries. (The rotation of a width is shared by all caches of the process.)"""
         tensors = [self.lengths, *self.store.tensors.values()]
         if self.summaries is not None:
             tensors += self.summaries.tensors.values()
@@ -131,6 +137,8 @@ class KVCache:
             TypeError, ValueError: an argument that does not fit, or more rows than the capacity; the cache is then as it was.
         """
         given = kv_checks.check_append(self, k, v, lengths)
+        if not any(given):
+            return
         after = [held + more for held, more in zip(self.known_lengths, given, strict=True)]
         if self.capacity is None:
             self._reserve(after)
@@ -144,8 +152,9 @@ class KVCache:
         # in place: a CUDA graph that reads the lengths goes on reading them
         self.lengths += count
         self.known_lengths = after
-        if all(after):
-            self.store.is_centre_fixed = True
+        if self.device.type != "cpu":
+            # the device is not asked whether a head was given a finite row
+            self.store.is_centre_fixed |= all(after)
 
     def _reserve(self, lengths):
         """Take pages for sequences of so many rows."""

@@ -37,7 +37,7 @@ def check_sizes(batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size,
 
 
 def check_format(name):
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {name!r}")
 
 
@@ -61,9 +61,9 @@ def check_append(cache, k, v, lengths):
             raise ValueError(f"{name} must be on the device of the cache, {cache.device}; got {tensor.device}")
     given = _check_lengths(lengths, B, shape[1])
     for b, (held, more) in enumerate(zip(cache.known_lengths, given, strict=True)):
-        if cache.capacity is not None and held + more > cache.capacity:
+        if cache.room is not None and held + more > cache.room[b]:
             raise ValueError(
-                f"capacity must hold what is appended: entry {b} has {held} rows of capacity={cache.capacity} and was given {more} more"
+                f"capacity must hold what is appended: entry {b} has {held} rows of capacity={cache.room[b]} and was given {more} more"
             )
     return given
 

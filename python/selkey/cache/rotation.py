@@ -1,8 +1,8 @@
 """The rotation that spreads a row's outliers over all of its columns before they are coded.
 
 R = diag(signs) · (Hadamard ⊗ cosine transform) / norm, an orthogonal matrix for every width: the Hadamard matrix takes the largest
-power of two that divides the width, the cosine transform (DCT-II) the odd rest. The signs are those of the Rudin-Shapiro sequence,
-so that a constant row does not end up in a single column. Method: Ashkboos et al., "QuaRot", 2024.
+power of two that divides the width, the cosine transform (DCT-II) the odd rest. The signs are fixed and as good as random, so that a
+constant row, or one that waves, does not end up in few columns. Method: Ashkboos et al., "QuaRot", 2024.
 """
 
 import functools
@@ -22,8 +22,15 @@ def rotation(width, device):
     places = torch.arange(odd, dtype=torch.float64)
     cosines = torch.cos(math.pi / odd * (places[:, None] + 0.5) * places) * math.sqrt(2 / odd)
     cosines[:, 0] = math.sqrt(1 / odd)
-    signs = torch.tensor([(-1.0) ** (i & i >> 1).bit_count() for i in range(width)], dtype=torch.float64)
+    signs = torch.tensor([_sign(column) for column in range(width)], dtype=torch.float64)
     return (signs[:, None] * torch.kron(hadamard / math.sqrt(power), cosines)).float().to(device)
+
+
+def _sign(column):
+    """±1 from a hash of the column's number (the mixing steps of MurmurHash3, Appleby, 2011): the same wherever a cache is read."""
+    mixed = column * 0x9E3779B1 & 0xFFFFFFFF
+    mixed = (mixed ^ mixed >> 15) * 0x85EBCA6B & 0xFFFFFFFF
+    return 1 - 2 * ((mixed ^ mixed >> 13) & 1)
 
 
 @functools.lru_cache(maxsize=64)

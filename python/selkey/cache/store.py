@@ -9,7 +9,6 @@ from selkey.kernels.arguments import StoredRows
 from selkey.kernels.formats import FORMATS
 from selkey.kernels.formats.format import view_part
 
-
 # numbers that are coded at once on a CPU
 _WRITTEN_AT_ONCE = 1 << 19
 
@@ -73,12 +72,12 @@ class Store:
             by_entry = records[None].expand(self.batch_size, -1, -1, -1)
         key_bytes = kind.code_bytes(self.head_dim)
         value_bytes = 0 if kind.is_joint else kind.code_bytes(self.v_head_dim)
-        key = view_part(by_entry, kind.element, 0, key_bytes // kind.element.itemsize)
+        key = view_part(by_entry, kind.element, 0, self.head_dim if kind.is_plain else key_bytes)
         key_parts, value, value_parts = kind.inner_parts(by_entry, 0, self.head_dim), None, ()
         if kind.is_scaled:
             key_parts += (view_part(by_entry, torch.float32, key_bytes + value_bytes, 1),)
         if not kind.is_joint:
-            value = view_part(by_entry, kind.element, key_bytes, value_bytes // kind.element.itemsize)
+            value = view_part(by_entry, kind.element, key_bytes, self.v_head_dim if kind.is_plain else value_bytes)
             if kind.is_scaled:
                 value_parts = (view_part(by_entry, torch.float32, key_bytes + value_bytes + 4, 1),)
         return StoredRows(kind, self.slots, records, key, key_parts, value, value_parts, pages, self.page_size, query_shift)
@@ -102,12 +101,16 @@ class Store:
         A row with NaN or infinity is stored as NaN, and reaches nothing but queries that select it. The first rows that a head is
         given fix its key centre.
         """
+        if k.shape[0] * k.shape[1] == 0:
+            return
         slots = (slots[..., None] if slots.dim() == 2 else slots).expand(*k.shape[:3])
         if not self.is_centre_fixed:
             centre, exists = shrunk_mean(k.float(), slots >= 0)
             kept, has_centre = self.tensors["centre"], self.tensors["has_centre"]
             kept.copy_(torch.where(has_centre[..., None], kept, centre))
             has_centre.logical_or_(exists)
+            # asked only where nobody has to wait for the answer
+            self.is_centre_fixed = self.device.type == "cpu" and bool(has_centre.all())
         if backend == "triton" or (backend == "auto" and k.is_cuda):
             from selkey.kernels.cache_append import cache_append
 
@@ -123,13 +126,17 @@ class Store:
 
     def _write_here(self, k, v, slots):
         """`write` in PyTorch."""
-        rows = [(k.float() - self.tensors["centre"][:, None]) if self.format.is_rotated else k.float()]
-        rows += [] if self.format.is_joint else [v.float()]
+        parts = [k.float()] if self.format.is_joint else [k.float(), v.float()]
         if self.format.is_rotated:
-            rows = [row @ matrix for row, matrix in zip(rows, self._rotations(), strict=True)]
-        codes, scales = zip(*(self.format.pack(row) for row in rows), strict=True)
-        scales = [scale[..., None].contiguous().view(torch.uint8) for scale in scales if scale is not None]
-        records = torch.cat((*codes, *scales), -1).flatten(0, 2)
+            centres, units = (self.tensors["centre"][:, None], None), []
+            for i, matrix in enumerate(self._rotations()):
+                parts[i], unit = _rotated(parts[i], centres[i], matrix)
+                units.append(unit)
+        codes, scales = zip(*(self.format.pack(part) for part in parts), strict=True)
+        if self.format.is_scaled:
+            scales = [(scale[..., None] * unit).view(torch.uint8) for scale, unit in zip(scales, units, strict=True)]
+            codes = (*codes, *scales)
+        records = torch.cat(codes, -1).flatten(0, 2)
         ids = self.places_of(slots.clamp(min=0)) * self.n_kv_heads + torch.arange(self.n_kv_heads, device=slots.device)
         is_written = (slots >= 0).flatten()
         table = self.tensors["records"].flatten(0, 1)
@@ -149,12 +156,11 @@ class Store:
         if not kind.is_joint:
             value_bytes = kind.code_bytes(DV)
             v = kind.unpack(records[..., key_bytes : key_bytes + value_bytes], DV)
-        if kind.is_scaled:
-            scales = view_part(records, torch.float32, key_bytes + value_bytes, 2)
-            k, v = k * scales[..., :1], v * scales[..., 1:]
         if kind.is_rotated:
+            # levels first: a level times a large scale may overflow where the row itself does not
             key_rotation, value_rotation = self._rotations()
-            k, v = k @ key_rotation.T + self.tensors["centre"][:, None], v @ value_rotation.T
+            scales = view_part(records, torch.float32, key_bytes + value_bytes, 2)
+            k, v = k @ key_rotation.T * scales[..., :1] + self.tensors["centre"][:, None], v @ value_rotation.T * scales[..., 1:]
         is_empty = (slots < 0)[..., None]
         return tuple(None if rows is None else rows.masked_fill(is_empty, 0.0).to(self.dtype) for rows in (k, v))
 
@@ -174,7 +180,8 @@ class Store:
             index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=scale,
         )  # fmt: skip
         if backend == "reference":
-            k, v = self.read(torch.arange(self.slots, device=q.device).expand(self.batch_size, -1))
+            slots = self.slots if key_bias is None else key_bias.shape[1]
+            k, v = self.read(torch.arange(slots, device=q.device).expand(self.batch_size, -1))
             out, lse, *weights = functional.attention(
                 q, k, v, indices, **arguments, v_head_dim=self.v_head_dim, return_lse=True, return_weights=return_weights,
                 backend="reference",
@@ -218,3 +225,16 @@ class Store:
         return tuple(
             rotation_in_planes(width, kind.planes, kind.code_bytes(width), self.device) for width in (self.head_dim, self.v_head_dim)
         )
+
+
+def _rotated(rows, centre, matrix):
+    """(rows less the centre, rotated ``[B, S, HK, D]``, in units of ``[B, S, HK, 1]``): units in which nothing overflows."""
+    unit = rows.abs().amax(-1, keepdim=True)
+    if centre is not None:
+        unit = torch.maximum(unit, centre.abs().amax(-1, keepdim=True))
+    unit = torch.where(unit == 0, 1.0, unit)
+    rows = rows / unit if centre is None else rows / unit - centre / unit
+    # a product of so many rows at a time, or a row would be rounded in another way when it comes alone
+    flat = rows.flatten(0, 2)
+    padded = torch.nn.functional.pad(flat, (0, 0, 0, -len(flat) % 16))
+    return (padded @ matrix)[: len(flat)].view(rows.shape), unit

@@ -56,7 +56,7 @@ class Summaries:
         is_row = (place < count[:, None])[..., None] & rows.isfinite().all(-1)  # [B, S, HK]
         rows = torch.cat((rows.masked_fill(~is_row[..., None], 0.0), is_row[..., None].float()), -1)
         # the rows, laid out from the start of the page that the first of them belongs to
-        touched = (P + S - 2) // P + 1
+        touched = (P + S - 2) // P + 1  # at most
         within = (lengths % P).long()[:, None] + place
         laid_out = rows.new_zeros((B, touched * P, HK, rows.shape[-1]))
         laid_out.scatter_(1, within[..., None, None].expand_as(rows), rows)
@@ -96,9 +96,9 @@ class Summaries:
         )  # fmt: skip
         merged, total = functional.merge_states([out, rest_out], [lse, rest_lse], sinks)
         if weights is not None:
-            before = lse if sinks is None else torch.logaddexp(lse, sinks)
-            after = total if sinks is None else torch.logaddexp(total, sinks)
-            weights = weights * torch.exp(before - after).nan_to_num(0.0)[..., None]
+            # they were shares of what is listed, without sinks
+            everything = total if sinks is None else torch.logaddexp(total, sinks)
+            weights = weights * torch.exp(lse - everything).nan_to_num(0.0)[..., None]
         return merged, total, weights
 
     def _other_pages(self, q, indices, arguments, pages):
@@ -124,11 +124,13 @@ class Summaries:
         return torch.where(listed[..., :-1] | ~is_whole[:, :, None], -1, number).int()
 
     def _page_bias(self, key_bias, pages):
-        """What is added to the logit of a page ``[B, pages, HK]``: log of its count, or of the sum of exp of its keys' biases."""
+        """What is added to the logit of a page ``[B, pages, HK]``: log of its count, plus the log of the mean of exp of its biases."""
+        log_count = self.tensors["log_count"][:, :pages]
         if key_bias is None:
-            return self.tensors["log_count"][:, :pages]
+            return log_count
         rows = torch.arange(key_bias.shape[1], device=key_bias.device)
         key_bias = key_bias.masked_fill((rows >= self.cache.lengths[:, None])[..., None], float("-inf"))
         padding = pages * self.page - key_bias.shape[1]
         padded = torch.nn.functional.pad(key_bias, (0, 0, 0, padding), value=float("-inf"))
-        return padded.unflatten(1, (pages, self.page)).logsumexp(2)
+        held = (self.cache.lengths[:, None] - torch.arange(pages, device=key_bias.device) * self.page).clamp(1, self.page)
+        return log_count + padded.unflatten(1, (pages, self.page)).logsumexp(2) - held.log()[..., None]
