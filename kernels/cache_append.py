@@ -43,12 +43,12 @@ def rotated_rows(
         total = tl.zeros([s.shape[0], BLOCK_D], tl.float32)
         for first in range(0, WIDTH, BLOCK_I):
             inputs = first + tl.arange(0, BLOCK_I)
-            mask = exists[:, None] & (inputs < WIDTH)[None, :]
-            part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=mask, other=0.0).to(tl.float32) / unit[:, None]
+            is_input = exists[:, None] & (inputs < WIDTH)[None, :]
+            part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=is_input, other=0.0).to(tl.float32) / unit[:, None]
             if centre.ptr is not None:
-                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=mask, other=0.0) / unit[:, None]
-            mask = (inputs < WIDTH)[:, None] & (columns < WIDTH)[None, :]
-            matrix = tl.load(matrix_ptr + inputs[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0)
+                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=is_input, other=0.0) / unit[:, None]
+            is_entry = (inputs < WIDTH)[:, None] & (columns < WIDTH)[None, :]
+            matrix = tl.load(matrix_ptr + inputs[:, None] * WIDTH + columns[None, :], mask=is_entry, other=0.0)
             total = tl.dot(part, matrix, total, input_precision=PRECISION)
     return total, unit
 
