@@ -120,9 +120,10 @@ def read_logits(
     key_main, key_tail = load_keys(inputs, b, pack, places, live, SHAPE, LOAD)
     products = tile_products(query_main, query_tail, key_main, key_tail, SHAPE)
     if SHAPE.IS_SCALED:
-        products *= load_scales(inputs.key_parts[0], b, places, pack // SHAPE.PACKS_PER_KV, live)[None, :]
-    if inputs.query_shift.ptr is not None:
-        products += shift[:, None]
+        scales = load_scales(inputs.key_parts[0], b, places, pack // SHAPE.PACKS_PER_KV, live)
+        products *= tl.abs(scales)[None, :]
+        # below 0: the centre was not subtracted from this key
+        products += tl.where(scales >= 0.0, 1.0, 0.0)[None, :] * shift[:, None]
     logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
     return biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE), key_main, key_tail, places
 

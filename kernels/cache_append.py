@@ -22,9 +22,10 @@ def rotated_rows(
     tensor, centre, matrix_ptr, b, s, head, exists, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows (b, s, head) of a tensor [B, S, HK, WIDTH] in fp32, less the centre and rotated where there are such.
+    """Rows (b, s, head) of a tensor [B, S, HK, WIDTH] in fp32, rotated, and less the centre where that makes them smaller.
 
-    Returns ([ROWS, BLOCK_D], [ROWS]): in units in which nothing overflows, and these units; 1 where nothing is rotated.
+    Returns ([ROWS, BLOCK_D], [ROWS]): in units in which nothing overflows, and these units: 1 where nothing is rotated, below 0
+    where there is a centre that was not subtracted.
     """
     row_ptrs = tensor.ptr + b * tensor.strides[0] + s * tensor.strides[1] + head * tensor.strides[2]
     columns = tl.arange(0, BLOCK_D)
@@ -36,20 +37,28 @@ def rotated_rows(
         centre_ptrs = centre.ptr + b * centre.strides[0] + head * centre.strides[1]
     if matrix_ptr is not None:
         unit = tl.max(tl.abs(total), 1)
+        unit = tl.where(unit == 0.0, 1.0, unit)
+        sign = tl.full(s.shape, 1.0, tl.float32)
         if centre.ptr is not None:
             common = tl.load(centre_ptrs[:, None] + columns[None, :] * centre.strides[2], mask=mask, other=0.0)
-            unit = tl.maximum(unit, tl.max(tl.abs(common), 1))
-        unit = tl.where(unit == 0.0, 1.0, unit)
+            both = tl.maximum(unit, tl.max(tl.abs(common), 1))
+            scaled = total / both[:, None]
+            less = scaled - common / both[:, None]
+            is_centred = tl.sum(less * less, 1) < tl.sum(scaled * scaled, 1)
+            unit = tl.where(is_centred, both, unit)
+            sign = tl.where(is_centred, 1.0, -1.0)
         total = tl.zeros([s.shape[0], BLOCK_D], tl.float32)
         for first in range(0, WIDTH, BLOCK_I):
             inputs = first + tl.arange(0, BLOCK_I)
             is_input = exists[:, None] & (inputs < WIDTH)[None, :]
             part = tl.load(row_ptrs[:, None] + inputs[None, :] * tensor.strides[3], mask=is_input, other=0.0).to(tl.float32) / unit[:, None]
             if centre.ptr is not None:
-                part -= tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=is_input, other=0.0) / unit[:, None]
+                common_part = tl.load(centre_ptrs[:, None] + inputs[None, :] * centre.strides[2], mask=is_input, other=0.0)
+                part = tl.where(sign[:, None] > 0.0, part - common_part / unit[:, None], part)
             is_entry = (inputs < WIDTH)[:, None] & (columns < WIDTH)[None, :]
             matrix = tl.load(matrix_ptr + inputs[:, None] * WIDTH + columns[None, :], mask=is_entry, other=0.0)
             total = tl.dot(part, matrix, total, input_precision=PRECISION)
+        unit *= sign
     return total, unit
 
 

@@ -52,11 +52,11 @@ def fold_kernel(
         is_part = parts < M
         # [BLOCK_M]
         wanted = tl.load(start_of(target, b, head) + parts * target.strides[2], mask=is_part, other=-1) == fold
-        counts = tl.load(start_of(part_count, b, head) + parts * part_count.strides[2], mask=wanted, other=0.0)
+        counts = tl.load(start_of(part_count, b, head) + parts * part_count.strides[2], mask=wanted, other=0)
         joins = counts > 0
         added = tl.sum(counts, 0)
         if added > 0:
-            shares = (counts / added)[:, None]
+            shares = (counts.to(tl.float32) / added.to(tl.float32))[:, None]
             key_ptrs = (start_of(part_key, b, head) + parts * part_key.strides[2])[:, None]
             # [BLOCK_M, BLOCK_P]
             lefts = tl.load(key_ptrs + (left * part_key.strides[3])[None, :], mask=joins[:, None] & is_left[None, :], other=0.0)
@@ -76,8 +76,9 @@ def fold_kernel(
             new_variance = tl.sum(shares * inner, 0)
             new_value = tl.sum(shares * values, 0)
 
+            # counts stay whole numbers: fp32 stops counting at 2^24
             n += added
-            share = added / n
+            share = added.to(tl.float32) / n.to(tl.float32)
             step_left = new_left - mean_left
             step_right = new_right - mean_right
             variance += share * (new_variance - variance) + share * (1 - share) * between(step_left, step_right)
@@ -117,8 +118,8 @@ def fold(folds, parts, target, interleaved):
     """Join parts into folds, in place.
 
     Args:
-        folds: count ``[B, HK, F]``, mean key ``[B, HK, F, D]``, mean value ``[B, HK, F, DV]``, spread ``[B, HK, F, D // 2]``, all
-            fp32, first and last position ``[B, HK, F]`` int64, −1 where the fold is free.
+        folds: count ``[B, HK, F]`` int64, mean key ``[B, HK, F, D]``, mean value ``[B, HK, F, DV]`` and spread
+            ``[B, HK, F, D // 2]`` fp32, first and last position ``[B, HK, F]`` int64, −1 where the fold is free.
         parts: the same of M parts, none of which shares memory with the folds; a part of count 0 joins nothing.
         target: ``[B, HK, M]`` int64: the fold that each part joins.
         interleaved: RoPE pairs are the columns (2i, 2i + 1) instead of (i, i + D // 2).

@@ -167,7 +167,7 @@ def test_output_errors_stay_below_their_bars_with_and_without_outliers(name, bar
 
 @pytest.mark.parametrize("name, bar", [("int8", 0.012), ("fp8", 0.05), ("int4", 0.155), ("int2", 0.53)])
 def test_a_centre_from_a_single_row_serves_the_rest_as_well(name, bar):
-    """As decoding begins without a prompt: one row, which alone fixes the centre, then all others."""
+    """As decoding begins without a prompt: one row, which is too few for a centre, then all others."""
     medians, state = {}, torch.get_rng_state()
     for kind, first in (("plain", None), ("outlier keys", 1)):
         torch.set_rng_state(state)
@@ -176,6 +176,25 @@ def test_a_centre_from_a_single_row_serves_the_rest_as_well(name, bar):
         medians[kind] = errors.median().item()
     assert max(medians.values()) <= bar, medians
     assert medians["outlier keys"] <= 1.1 * medians["plain"], medians
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("name, bar", [("int8", 0.02), ("fp8", 0.06), ("int4", 0.2), ("int2", 0.7)])
+def test_a_few_huge_keys_spoil_the_centre_for_no_other(name, bar, backend):
+    """A first token of twenty times the usual length, and two of 10^4, among keys that have something in common. Bars: the relative
+    error of a normal row is 0.006, 0.027, 0.1 and 0.36; an offset of 2 adds as much again to what a centre that is a little off leaves."""
+    common = torch.linspace(-2, 2, 64)
+    for huge, size in (([0], 20.0), ([3, 70], 1e4)):
+        k = torch.randn(1, 100, 1, 64) + common
+        k[:, huge] *= size
+        for first in (1, 7, 100):
+            store = Store(1, 100, 1, 64, 64, name, torch.float32)
+            for part in (slice(0, first), slice(first, None)):
+                slots = torch.arange(100)[None, part]
+                store.write(k[:, part], k[:, part], slots, backend=backend)
+            others = [i for i in range(8, 100) if i not in huge]
+            found = store.read(torch.arange(100)[None])[0]
+            assert (found - k)[:, others].norm() <= bar * torch.randn_like(k[:, others]).norm(), (huge, first)
 
 
 # rows that are not like others
@@ -221,8 +240,8 @@ def test_a_strange_row_is_finite_and_leaves_the_others_alone(name, row):
             size = strange.double().norm()
             size = size if of == "values" else size + others.double().norm(dim=-1).max()
             assert got.double().norm() <= 1.5 * size or got.isinf().any(), f"{of}, {order}"
-            if of == "values" or strange.abs().max() < 10:  # keys of a head share their centre, of which a huge first row is part
-                assert ((rest - others[:, : rest.shape[-1]]).norm(dim=-1) <= 0.6 * others.norm(dim=-1)).all(), f"{of}, {order}"
+            # also where the strange row is one of the eight that the centre of the keys is made from
+            assert ((rest - others[:, : rest.shape[-1]]).norm(dim=-1) <= 0.6 * others.norm(dim=-1)).all(), f"{of}, {order}"
 
 
 @pytest.mark.parametrize(
@@ -252,10 +271,9 @@ def test_a_row_that_is_not_finite_reaches_only_queries_that_select_it(name, bad,
         cache = selkey.KVCache(1, 1, width, v_head_dim=None if v is None else 21, format=name, dtype=torch.float32, device=device)
         for part in (slice(0, first), slice(first, None)) if first else (slice(None),):
             cache.append(k[:, part].to(device), None if v is None else v[:, part].to(device))
-        for found in cache.dequantize():
-            if found is not None:
-                is_bad = ~found[0, :, 0].isfinite().all(-1)
-                assert is_bad.nonzero().flatten().tolist() == [bad_row]
+        for found in cache.dequantize()[: 1 if v is None else 2]:
+            is_bad = ~found[0, :, 0].isfinite().all(-1)
+            assert is_bad.nonzero().flatten().tolist() == [bad_row]
         q = torch.randn(1, 3, 2, width, device=device)
         others = [i for i in range(9) if i != bad_row]
         lists = torch.tensor([[*others, -1], [*others, bad_row], [-1] * 9]).view(1, 3, 1, 9).to(device)

@@ -168,7 +168,8 @@ def test_widths_heads_and_pages_of_every_kind(name, shape, call, backend, device
 )
 def test_joint_rows_are_keys_and_values(name, D, DV, dtype, backend, device):
     cache, exact = filled(name, B=1, N=20, HK=1, D=D, DV=DV, dtype=dtype, device=device, page_size=8)
-    assert cache.dequantize()[1] is None
+    keys, values = cache.dequantize()
+    assert torch.equal(values, keys[..., :DV])
     check(cache, call_on(cache, exact, S=1, HQ=3, G=1, K=9, sinks=True), backend)
 
 
@@ -295,18 +296,18 @@ def assert_same_rows(a, b):
 
 @pytest.mark.parametrize("name", ["fp16", "fp8", "int4", "int2", "mla_fp8"])
 def test_any_split_of_an_append_stores_the_same_bytes(name):
-    """Once a head has its centre, which is fixed by the first rows that it is given: the mean of one row is not that of ten, and later
-    rows do not move it, because rows are coded once. So all caches here begin with the same five rows. Ragged: entry 1 gets less, and
-    its first rows later. Growing and fixed memory hold the same bytes too."""
+    """Once a head has its centre: the append that brings its eighth row fixes it, from all rows until then, and later rows do not move
+    it, because rows are coded once. So all caches here begin with the same nine rows. Ragged: entry 1 gets less. Growing and fixed
+    memory hold the same bytes too."""
     D, HK = (192, 1) if FORMATS[name].is_joint else (40, 2)
     k, v = torch.randn(2, 60, HK, D) + 1, torch.randn(2, 60, HK, 24)
     lengths = [60, 31]
     caches = []
     for split, keywords in (
-        ([5, 55], {}),
-        ([5, 1, 20, 34], {"page_size": 8}),
-        ([5] + [1] * 55, {"capacity": 60}),
-        ([5, 30, 25], {"capacity": 90}),
+        ([9, 51], {}),
+        ([9, 1, 20, 30], {"page_size": 8}),
+        ([9] + [1] * 51, {"capacity": 60}),
+        ([9, 30, 21], {"capacity": 90}),
     ):
         cache = selkey.KVCache(2, HK, D, v_head_dim=24, format=name, **keywords)
         start = 0
@@ -327,7 +328,7 @@ def test_rows_that_come_one_by_one_are_stored_as_those_that_come_together(name):
     k = torch.randn(1, 37, 1, D)
     v = None if name == "mla_fp8" else torch.randn(1, 37, 1, D)
     caches = []
-    for split in ([5, 32], [5] + [1] * 32):
+    for split in ([9, 28], [9] + [1] * 28):
         cache, start = selkey.KVCache(1, 1, D, format=name), 0
         for size in split:
             cache.append(k[:, start : start + size], None if v is None else v[:, start : start + size])
@@ -340,14 +341,16 @@ def test_rows_that_come_one_by_one_are_stored_as_those_that_come_together(name):
 def test_a_head_gets_its_centre_with_its_first_rows_and_keeps_it(name):
     k, v = torch.randn(2, 20, 2, 32) + 4, torch.randn(2, 20, 2, 32)
     cache = selkey.KVCache(2, 2, 32, format=name, dtype=FP32)
-    cache.append(k[:, :4], v[:, :4], [4, 0])
+    cache.append(k[:, :5], v[:, :5], [5, 0])
+    assert (cache.store.tensors["centre"] == 0).all()  # too few
+    cache.append(k[:, 5:8], v[:, 5:8], [3, 0])
     centre = cache.store.tensors["centre"].clone()
     assert (centre[0].mean() > 2) and (centre[1] == 0).all()
-    cache.append(k[:, 4:], v[:, 4:] * 100, [16, 16])
+    cache.append(k[:, 8:], v[:, 8:] * 100, [12, 12])
     assert torch.equal(cache.store.tensors["centre"][0], centre[0]) and cache.store.tensors["centre"][1].mean() > 2
     # the entry that began later is as one that began on its own
     alone = selkey.KVCache(1, 2, 32, format=name, dtype=FP32)
-    alone.append(k[1:, 4:], v[1:, 4:] * 100)
+    alone.append(k[1:, 8:], v[1:, 8:] * 100)
     torch.testing.assert_close(alone.store.tensors["centre"][0], cache.store.tensors["centre"][1], rtol=1e-6, atol=1e-6)
 
 

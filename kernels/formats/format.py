@@ -41,14 +41,30 @@ class Format:
     is_rotated: bool = False  # rows are rotated before they are coded, and keys centred
     is_joint: bool = False  # the value is part of the key row (MLA)
 
+    def __reduce__(self):
+        # by name, because kernels cannot be pickled
+        return _format_of, (self.name,)
+
     @property
     def is_plain(self):
         """Whether codes are numbers that can be calculated with as they are."""
         return self.element.is_floating_point
 
     def bytes_per_row(self, head_dim):
-        """Bytes of one key row, or one value row, of `head_dim` columns: the figure that memory and cost are computed with."""
+        """Bytes of one key row, or one value row, of `head_dim` columns: the figure that memory and cost are computed with.
+
+        Raises:
+            ValueError: a width that is no int of at least 1, or that the format does not take.
+        """
+        if not isinstance(head_dim, int) or head_dim < 1:
+            raise ValueError(f"head_dim must be an int of at least 1; got {head_dim!r}")
         return self.code_bytes(head_dim) + (4 if self.is_scaled else 0)
+
+
+def _format_of(name):
+    from . import FORMATS
+
+    return FORMATS[name]
 
 
 def view_part(records, dtype, first, count):

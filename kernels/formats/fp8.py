@@ -24,8 +24,8 @@ def encode(units):
 def half_numbers(codes):
     """e4m3 bytes as fp16, 256 times too small, by their bits: PyTorch's own conversion on a CPU is thirty times slower.
 
-    A byte with its sign extended and moved by 7 has everything where fp16 has it, and a second sign behind the first. There is no
-    NaN among the bytes.
+    A byte with its sign extended and moved by 7 has everything where fp16 has it, and a second sign behind the first. The bytes of
+    NaN, which `pack` never writes, read as ±480.
     """
     return codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~(1 << 14)).view(torch.float16)
 
@@ -90,7 +90,7 @@ def load(
 def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     store_bytes(codes, b, rows, head, is_written, encoded(units * LARGEST), WIDTH, BLOCK_D)
-    store_scales(parts[0], b, rows, head, is_written, largest / LARGEST * unit)
+    store_scales(parts[0], b, rows, head, is_written, largest / LARGEST, unit)
 
 
 FORMAT = Format(

@@ -79,7 +79,7 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
     second, fourth = tl.split(odd)
     packed = first | (second << 2) | (third << 4) | (fourth << 6)
     store_bytes(codes, b, rows, head, is_written, packed, (WIDTH + 3) // 4, BLOCK_D // 4)
-    store_scales(parts[0], b, rows, head, is_written, scale * largest * unit)
+    store_scales(parts[0], b, rows, head, is_written, scale * largest, unit)
 
 
 FORMAT = Format(

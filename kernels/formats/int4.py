@@ -113,7 +113,7 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
         scale = tl.sum(units * levels, 1) / tl.sum(levels * levels, 1)
     low, high = tl.split(tl.reshape(found, [found.shape[0], BLOCK_D // 2, 2]))
     store_bytes(codes, b, rows, head, is_written, low | (high << 4), (WIDTH + 1) // 2, BLOCK_D // 2)
-    store_scales(parts[0], b, rows, head, is_written, scale * largest * unit)
+    store_scales(parts[0], b, rows, head, is_written, scale * largest, unit)
 
 
 FORMAT = Format(

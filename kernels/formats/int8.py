@@ -30,7 +30,7 @@ def unpack_planes(codes, out, scratch):
 def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     units, largest = normalised(values)
     store_bytes(codes, b, rows, head, is_written, tl.floor(units * 127 + 0.5), WIDTH, BLOCK_D)
-    store_scales(parts[0], b, rows, head, is_written, largest / 127 * unit)
+    store_scales(parts[0], b, rows, head, is_written, largest / 127, unit)
 
 
 FORMAT = Format(

@@ -4,6 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
+# stands for 0 where the sign says something
+SMALLEST = tl.constexpr(1e-37)
+
+
+def in_units(scales, unit):
+    """Scales of rows that were coded in units of |unit|. One below 0 says: the key centre was not subtracted from this row."""
+    scales = scales * unit
+    return torch.where((unit < 0) & (scales == 0), -SMALLEST.value, scales)
+
 
 @triton.jit
 def load_scales(scales, b, rows, head, live):
@@ -13,7 +22,10 @@ def load_scales(scales, b, rows, head, live):
 
 
 @triton.jit
-def store_scales(scales, b, rows, head, is_written, values):
+def store_scales(scales, b, rows, head, is_written, values, unit):
+    """Write scales [ROWS] in units of `unit` [ROWS], as `in_units` has them."""
+    values *= unit
+    values = tl.where((unit < 0.0) & (values == 0.0), -SMALLEST, values)
     pointers = scales.ptr + b * scales.strides[0] + rows * scales.strides[1] + head * scales.strides[2]
     tl.store(pointers, values, mask=is_written)
 

@@ -87,7 +87,7 @@ def attention(
 def stored_logits(q, stored, indices, *, scale, softcap):
     """Logits ``[B, S, HQ, K]`` fp32 of lists of single slots over StoredRows, −inf where a slot is empty."""
     B, S, HQ, D = q.shape
-    found = torch.full((B, S, HQ, indices.shape[3]), -math.inf)
+    found = torch.full((B, S, HQ, indices.shape[3]), -math.inf, dtype=torch.float32)
     if found.numel() == 0 or stored.slots == 0:
         return found
     nothing = (None,) * 6
@@ -121,13 +121,12 @@ def _fused_partial(query, keys, values, bias, scale, v_head_dim):
 
 
 def _logits(query, rows, shift, bias, scale, softcap):
-    """Logits ``[T, H, R, C]`` of a tile; `shift` ``[T, H, R, 1]`` or None is added to q · k."""
+    """Logits ``[T, H, R, C]`` of a tile; `shift` ``[T, H, R, 1]`` is q · centre of scaled rows."""
     # Contiguous first: matmul would copy the transpose, which is slow.
     logits = torch.matmul(query, rows.keys.contiguous().mT)
     if rows.key_scales is not None:
-        logits.mul_(rows.key_scales[:, :, None])
-    if shift is not None:
-        logits.add_(shift)
+        # a scale below 0: the centre was not subtracted from this key
+        logits.mul_(rows.key_scales.abs()[:, :, None]).addcmul_(shift, (rows.key_scales >= 0).float()[:, :, None])
     logits.mul_(scale)
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)

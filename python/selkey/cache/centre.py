@@ -1,39 +1,43 @@
 """The key centre: what all keys of a head have in common, subtracted before they are coded.
 
 It shifts every logit of a query by q · centre, and so changes no weight; the logits get it back for the sake of lse, sinks and the
-soft cap. The channel means of few keys are uncertain, so each is shrunk by its own uncertainty (the positive-part rule of James and
-Stein, "Estimation with quadratic loss", 1961): of a single first key only the channels that stand out are subtracted.
+soft cap. It is fixed once a head was given `ENOUGH` keys, and only keys that it makes smaller are stored less it: a centre that does
+not fit costs a key nothing. Few and strange keys must not spoil it either: what is averaged are the directions of keys, whatever their
+length, and of the mean only what stands out from its uncertainty is taken (the positive-part rule of James and Stein, "Estimation with
+quadratic loss", 1961).
 """
 
 import torch
 
+# keys that a centre is made from, at least; and at most of those that come at once
+ENOUGH = 8
+_AT_ONCE = 1024
 
-def shrunk_mean(keys, is_row):
-    """The centre of the first keys that a head stores.
+
+def gather_evidence(evidence, keys, is_row):
+    """Add keys to what is known about a head.
 
     Args:
-        keys: ``[B, S, HK, D]`` fp32.
-        is_row: ``[B, S, HK]`` bool: which count. Rows that are not finite do not.
-
-    Returns:
-        (centre, exists): ``[B, HK, D]`` fp32, and ``[B, HK]`` bool, whether there is any row.
+        evidence: ``[B, HK, D + 2]`` fp32, written: sums of directions and of logarithms of lengths, and how many keys there were.
+        keys: ``[B, S, HK, D]``, any floating dtype.
+        is_row: ``[B, S, HK]`` bool: which count. Keys that are 0 or not finite do not.
     """
-    is_row = is_row & keys.isfinite().all(-1)
-    keys = keys.masked_fill(~is_row[..., None], 0.0)
-    count = is_row.sum(1).float()[..., None]  # [B, HK, 1]
+    keys, is_row = keys[:, :_AT_ONCE].float(), is_row[:, :_AT_ONCE, :, None]
+    largest = keys.abs().amax(-1, keepdim=True)
+    is_row = is_row & largest.isfinite() & (largest > 0)
+    scaled = torch.where(is_row, keys, 1.0) / torch.where(is_row, largest, 1.0)
+    length = (scaled * scaled).mean(-1, keepdim=True).sqrt()
+    found = torch.cat((scaled / length, (largest * length).log(), torch.ones_like(largest)), -1)
+    evidence += torch.where(is_row, found, 0.0).sum(1)
+
+
+def centre_of(evidence):
+    """(centre ``[B, HK, D]`` fp32, exists ``[B, HK]`` bool): the centre, 0 where there were too few keys."""
+    directions, lengths, count = evidence.split((evidence.shape[-1] - 2, 1, 1), -1)
     divisor = count.clamp(min=1)
-    # in units of the largest number, so that no square overflows
-    unit = keys.abs().amax((1, 3))[..., None]
-    unit = torch.where(unit > 0, unit, 1.0)
-    scaled = keys / unit[:, None]
-    mean = scaled.sum(1) / divisor
-    # few keys tell little about the variance of a channel, but all channels tell what is usual: their median square, over that of
-    # a normal distribution; it counts as one key
-    usual = scaled.square().sum(1).div(divisor).median(-1, keepdim=True).values / 0.4549
-    squares = ((scaled - mean[:, None]).square() * is_row[..., None]).sum(1)
-    uncertainty = (squares + usual) / divisor.square()
-    # of a single key nothing below three standard deviations
-    caution = 1 + 8 / divisor
-    square = mean.square()
-    shrinkage = (1 - caution * uncertainty / torch.where(square > 0, square, 1.0)).clamp(min=0.0) * (square > 0)
-    return mean * shrinkage * unit, count.squeeze(-1) > 0
+    mean = directions / divisor
+    # the channels of a direction have a mean square of 1, so their mean over keys has a variance of at most 1 / count
+    square = mean * mean
+    shrinkage = (1 - 1 / (divisor * torch.where(square > 0, square, 1.0))).clamp(min=0.0) * (square > 0)
+    exists = count >= ENOUGH
+    return torch.where(exists, mean * shrinkage * (lengths / divisor).exp(), 0.0), exists.squeeze(-1)

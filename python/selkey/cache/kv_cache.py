@@ -3,8 +3,10 @@
 import torch
 
 from selkey.cache import kv_checks
+from selkey.cache.centre import ENOUGH
 from selkey.cache.store import Store
 from selkey.cache.summaries import Summaries
+from selkey.cache.surroundings import undisturbed
 from selkey.kernels.formats import FORMATS
 
 # a pool that is full grows by a half, so that appending costs amortised time and at most a third of the pool is empty
@@ -34,6 +36,7 @@ class KVCache:
         TypeError, ValueError: an argument of the wrong kind or size.
     """
 
+    @undisturbed()
     def __init__(
         self, batch_size, n_kv_heads, head_dim, *, v_head_dim=None, format="bf16", page_size=64, capacity=None, summary_page=None,
         dtype=None, device=None,
@@ -124,7 +127,7 @@ class KVCache:
             tensors += self.summaries.tensors.values()
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    @torch.no_grad()
+    @undisturbed()
     def append(self, k, v=None, lengths=None):
         """Store the next rows of every sequence.
 
@@ -154,7 +157,7 @@ class KVCache:
         self.known_lengths = after
         if self.device.type != "cpu":
             # the device is not asked whether a head was given a finite row
-            self.store.is_centre_fixed |= all(after)
+            self.store.is_centre_fixed |= all(rows >= ENOUGH for rows in after)
 
     def _reserve(self, lengths):
         """Take pages for sequences of so many rows."""
@@ -179,15 +182,18 @@ class KVCache:
                 page += last - first
         self._pages_in_use = page
 
+    @undisturbed()
     def dequantize(self):
         """(k, v) as the kernels see them: ``[B, N, HK, D]`` and ``[B, N, HK, DV]`` in `dtype`, N the longest length, 0 behind the last
-        row of a sequence; v is None for MLA formats."""
+        row of a sequence; v is a part of k for MLA formats. In 16 bits what is rounded here may be more than what `attention` rounds:
+        it never adds the centre to a key."""
         slots = torch.arange(self.rows, device=self.device).expand(self.batch_size, -1)
         return self.store.read(torch.where(slots < self.lengths[:, None], slots, -1))
 
     def attention(
         self, q, indices, *, rest="drop", block_size=1, index_lengths=None, kv_lengths=None, query_offset=None, index_bias=None,
-        key_bias=None, sinks=None, softcap=None, scale=None, return_lse=False, return_weights=False, backend="auto",
+        key_bias=None, sinks=None, softcap=None, scale=None, v_head_dim=None, return_lse=False, return_weights=False,
+        deterministic=None, backend="auto",
     ):  # fmt: skip
         """`selkey.attention` of q over the rows of the cache: the same result as with ``*cache.dequantize()`` and
         ``kv_lengths=cache.lengths``, without expanding anything.
@@ -205,13 +211,14 @@ class KVCache:
             index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=scale,
             return_lse=return_lse, return_weights=return_weights, backend=backend,
         )  # fmt: skip
-        kv_checks.check_attention(self, q, indices, rest, arguments)
+        kv_checks.check_attention(self, q, indices, rest, v_head_dim, deterministic, arguments)
         lengths = self.lengths if kv_lengths is None else torch.minimum(self.lengths, kv_lengths)
         arguments.update(kv_lengths=lengths, scale=self.head_dim**-0.5 if scale is None else scale)
-        if rest == "fold":
-            out, lse, weights = self.summaries.attention_with_rest(q, indices, arguments)
-        else:
-            out, lse, weights = self.store.attention(q, indices, **arguments)
+        with undisturbed():
+            if rest == "fold":
+                out, lse, weights = self.summaries.attention_with_rest(q, indices, arguments)
+            else:
+                out, lse, weights = self.store.attention(q, indices, **arguments)
         chosen = (out, *([lse] if return_lse else ()), *([weights] if return_weights else ()))
         return chosen if len(chosen) > 1 else out
 

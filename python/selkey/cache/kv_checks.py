@@ -82,7 +82,7 @@ def _check_lengths(lengths, B, S):
     return [int(length) for length in lengths]
 
 
-def check_attention(cache, q, indices, rest, arguments):
+def check_attention(cache, q, indices, rest, v_head_dim, deterministic, arguments):
     """Arguments of `KVCache.attention`."""
     checks._float_tensor("q", q, "[B, S, HQ, D]")
     if q.dtype != cache.dtype:
@@ -96,7 +96,9 @@ def check_attention(cache, q, indices, rest, arguments):
     k = q.new_empty(()).expand(cache.batch_size, cache.rows, cache.n_kv_heads, cache.head_dim)
     v = None if cache.format.is_joint else q.new_empty(()).expand(*k.shape[:3], cache.v_head_dim)
     checks.check_attention(q, k, v, indices, *(arguments[name] for name in names), cache.v_head_dim)
-    checks.check_flags(None, return_lse=arguments["return_lse"], return_weights=arguments["return_weights"])
+    if v_head_dim is not None and v_head_dim != cache.v_head_dim:
+        raise ValueError(f"v_head_dim must be that of the cache, {cache.v_head_dim}, or None; got {v_head_dim!r}")
+    checks.check_flags(deterministic, return_lse=arguments["return_lse"], return_weights=arguments["return_weights"])
     checks.check_backend(arguments["backend"], q)
     if rest not in RESTS:
         raise ValueError(f"rest must be one of {', '.join(RESTS)}; got {rest!r}")

@@ -1,13 +1,17 @@
-"""Rows of one format in numbered slots: written once, read by attention as they lie. No lengths and no policy."""
+"""Rows of one format in numbered slots: written once, read by attention as they lie. No lengths and no policy.
+
+Called without gradients and autocast, for which the caches see.
+"""
 
 import torch
 
 from selkey import functional
-from selkey.cache.centre import shrunk_mean
+from selkey.cache.centre import centre_of, gather_evidence
 from selkey.cache.rotation import rotation, rotation_in_planes
 from selkey.kernels.arguments import StoredRows
 from selkey.kernels.formats import FORMATS
 from selkey.kernels.formats.format import view_part
+from selkey.kernels.formats.scaled import in_units
 
 # numbers that are coded at once on a CPU
 _WRITTEN_AT_ONCE = 1 << 19
@@ -45,6 +49,7 @@ class Store:
         if kind.is_rotated:
             layout["centre"] = ((batch_size, n_kv_heads, head_dim), torch.float32)
             layout["has_centre"] = ((batch_size, n_kv_heads), torch.bool)
+            layout["evidence"] = ((batch_size, n_kv_heads, head_dim + 2), torch.float32)
         return layout
 
     @property
@@ -90,7 +95,6 @@ class Store:
         page = self.tensors["pages"][entry, slots // self.page_size].long()
         return page * self.page_size + slots % self.page_size
 
-    @torch.no_grad()
     def write(self, k, v, slots, backend="auto"):
         """Store rows, each once.
 
@@ -98,15 +102,15 @@ class Store:
             k, v: ``[B, S, HK, D]`` and ``[B, S, HK, DV]``, any floating dtype; v is None for joint formats.
             slots: ``[B, S]`` or ``[B, S, HK]`` int64; below 0: the row is not stored. No slot of a head twice.
 
-        A row with NaN or infinity is stored as NaN, and reaches nothing but queries that select it. The first rows that a head is
-        given fix its key centre.
+        A row with NaN or infinity reaches nothing but queries that select it.
         """
         if k.shape[0] * k.shape[1] == 0:
             return
         slots = (slots[..., None] if slots.dim() == 2 else slots).expand(*k.shape[:3])
         if not self.is_centre_fixed:
-            centre, exists = shrunk_mean(k.float(), slots >= 0)
             kept, has_centre = self.tensors["centre"], self.tensors["has_centre"]
+            gather_evidence(self.tensors["evidence"], k, slots >= 0)
+            centre, exists = centre_of(self.tensors["evidence"])
             kept.copy_(torch.where(has_centre[..., None], kept, centre))
             has_centre.logical_or_(exists)
             # asked only where nobody has to wait for the answer
@@ -134,7 +138,7 @@ class Store:
                 units.append(unit)
         codes, scales = zip(*(self.format.pack(part) for part in parts), strict=True)
         if self.format.is_scaled:
-            scales = [(scale[..., None] * unit).view(torch.uint8) for scale, unit in zip(scales, units, strict=True)]
+            scales = [in_units(scale[..., None], unit).view(torch.uint8) for scale, unit in zip(scales, units, strict=True)]
             codes = (*codes, *scales)
         records = torch.cat(codes, -1).flatten(0, 2)
         ids = self.places_of(slots.clamp(min=0)) * self.n_kv_heads + torch.arange(self.n_kv_heads, device=slots.device)
@@ -145,7 +149,7 @@ class Store:
     def read(self, slots):
         """Rows as the kernels see them, rotated back: slots ``[B, M, HK]`` int64 → (k, v) in `dtype`, 0 where a slot is below 0.
 
-        v is None for joint formats.
+        Of joint formats v is a part of k.
         """
         kind, D, DV = self.format, self.head_dim, self.v_head_dim
         slots = (slots[..., None] if slots.dim() == 2 else slots).expand(*slots.shape[:2], self.n_kv_heads)
@@ -159,12 +163,14 @@ class Store:
         if kind.is_rotated:
             # levels first: a level times a large scale may overflow where the row itself does not
             key_rotation, value_rotation = self._rotations()
-            scales = view_part(records, torch.float32, key_bytes + value_bytes, 2)
-            k, v = k @ key_rotation.T * scales[..., :1] + self.tensors["centre"][:, None], v @ value_rotation.T * scales[..., 1:]
+            key_scale, value_scale = view_part(records, torch.float32, key_bytes + value_bytes, 2).split(1, -1)
+            centre = torch.where(key_scale >= 0, self.tensors["centre"][:, None], 0.0)
+            k, v = k @ key_rotation.T * key_scale.abs() + centre, v @ value_rotation.T * value_scale
+        else:
+            v = k[..., :DV] if v is None else v
         is_empty = (slots < 0)[..., None]
-        return tuple(None if rows is None else rows.masked_fill(is_empty, 0.0).to(self.dtype) for rows in (k, v))
+        return tuple(rows.masked_fill(is_empty, 0.0).to(self.dtype) for rows in (k, v))
 
-    @torch.no_grad()
     def attention(
         self, q, indices, *, scale, softcap=None, index_bias=None, key_bias=None, kv_lengths=None, query_offset=None, block_size=1,
         index_lengths=None, sinks=None, return_lse=True, return_weights=False, backend="auto",
@@ -194,7 +200,6 @@ class Store:
         )  # fmt: skip
         return out if back is None else (out @ back).to(q.dtype), lse, weights
 
-    @torch.no_grad()
     def logits(self, q, indices, *, scale, softcap=None, backend="auto"):
         """Logits ``[B, S, HQ, K]`` fp32 of lists of single slots, −inf where empty; reads keys only."""
         module, query, stored, _ = self._prepared(q, backend)
@@ -228,12 +233,28 @@ class Store:
 
 
 def _rotated(rows, centre, matrix):
-    """(rows less the centre, rotated ``[B, S, HK, D]``, in units of ``[B, S, HK, 1]``): units in which nothing overflows."""
+    """Rotate rows, less the centre where that makes them smaller.
+
+    Args:
+        rows: ``[B, S, HK, D]`` fp32.
+        centre: ``[B, 1, HK, D]`` fp32, or None.
+        matrix: ``[D, D]``.
+
+    Returns:
+        (rotated, unit): ``[B, S, HK, D]`` in units of |unit| ``[B, S, HK, 1]``, in which nothing overflows; a unit below 0 says that
+        there is a centre and that it was not subtracted.
+    """
     unit = rows.abs().amax(-1, keepdim=True)
-    if centre is not None:
-        unit = torch.maximum(unit, centre.abs().amax(-1, keepdim=True))
     unit = torch.where(unit == 0, 1.0, unit)
-    rows = rows / unit if centre is None else rows / unit - centre / unit
+    if centre is None:
+        rows = rows / unit
+    else:
+        both = torch.maximum(unit, centre.abs().amax(-1, keepdim=True))
+        scaled = rows / both
+        less = scaled - centre / both
+        is_centred = (less * less).sum(-1, keepdim=True) < (scaled * scaled).sum(-1, keepdim=True)
+        rows = torch.where(is_centred, less, rows / unit)
+        unit = torch.where(is_centred, both, -unit)
     # a product of so many rows at a time, or a row would be rounded in another way when it comes alone
     flat = rows.flatten(0, 2)
     padded = torch.nn.functional.pad(flat, (0, 0, 0, -len(flat) % 16))

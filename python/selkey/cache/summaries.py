@@ -8,6 +8,11 @@ import torch
 
 from selkey import functional
 
+# rows that are taken in at once
+_AT_ONCE = 1024
+# beyond it numbers are cut, so that no sum over a page is infinite
+_LARGEST = 1e30
+
 
 class Summaries:
     """Summaries of the pages of a KVCache, current after every `update`.
@@ -26,9 +31,9 @@ class Summaries:
         self.widths, self.tensors = widths, {}
         for name, width in zip(("mean_key", "mean_value"), widths, strict=False):
             self.tensors[name] = torch.zeros((B, pages, HK, width), dtype=cache.dtype, device=device)
-        self.tensors["log_count"] = torch.full((B, pages, HK), float("-inf"), device=device)
+        self.tensors["log_count"] = torch.full((B, pages, HK), float("-inf"), dtype=torch.float32, device=device)
         # of the page that is being filled: sums of keys and values, and their count
-        self.tensors["open_sum"] = torch.zeros((B, HK, sum(widths) + 1), device=device)
+        self.tensors["open_sum"] = torch.zeros((B, HK, sum(widths) + 1), dtype=torch.float32, device=device)
 
     def grow(self, rows):
         """Make room for so many rows."""
@@ -49,12 +54,20 @@ class Summaries:
             lengths: ``[B]``, rows that each sequence had.
             count: ``[B]``, how many of these rows are real.
         """
+        # a few at a time: they are copied in fp32
+        for first in range(0, k.shape[1], _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            before, here = torch.minimum(count, count.new_tensor(first)), (count - first).clamp(0, _AT_ONCE)
+            self._update(k[:, part], None if v is None else v[:, part], lengths + before, here)
+
+    def _update(self, k, v, lengths, count):
         B, S, HK, _ = k.shape
         P = self.page
         rows = torch.cat([k.float()] + ([] if v is None else [v.float()]), -1)
         place = torch.arange(S, device=k.device)
         is_row = (place < count[:, None])[..., None] & rows.isfinite().all(-1)  # [B, S, HK]
-        rows = torch.cat((rows.masked_fill(~is_row[..., None], 0.0), is_row[..., None].float()), -1)
+        rows = rows.masked_fill(~is_row[..., None], 0.0).clamp(-_LARGEST, _LARGEST)
+        rows = torch.cat((rows, is_row[..., None].float()), -1)
         # the rows, laid out from the start of the page that the first of them belongs to
         touched = (P + S - 2) // P + 1  # at most
         within = (lengths % P).long()[:, None] + place
@@ -70,7 +83,8 @@ class Summaries:
         pages = torch.where(pages * P < after[:, None], pages, nowhere)
         entry = torch.arange(B, device=k.device)[:, None]
         for name, mean in zip(("mean_key", "mean_value"), means.split(self.widths, -1), strict=False):
-            self.tensors[name][entry, pages] = mean.to(self.tensors[name].dtype)
+            largest = torch.finfo(self.tensors[name].dtype).max
+            self.tensors[name][entry, pages] = mean.clamp(-largest, largest).to(self.tensors[name].dtype)
         self.tensors["log_count"][entry, pages] = sums[..., -1].log()
         still_open = torch.nn.functional.pad(sums, (0, 0, 0, 0, 0, 1))
         self.tensors["open_sum"].copy_(still_open[entry[:, 0], after // P - first])
