@@ -567,3 +567,16 @@ def test_errors_of_attention(error, message, shape, keywords):
     cache.append(*rows(9))
     with pytest.raises(error, match=message):
         cache.attention(torch.zeros(shape), **keywords)
+
+
+def test_attention_has_no_gradient_and_says_so():
+    cache = make()
+    cache.append(*rows(9))
+    q, sinks = torch.randn(B, 2, HQ, D, requires_grad=True), torch.zeros(HQ, requires_grad=True)
+    for query, keywords in ((q, {}), (q.detach(), {"sinks": sinks}), (q.detach().requires_grad_(), {"return_report": True})):
+        with pytest.raises(RuntimeError, match="cache.attention has no gradient"):
+            cache.attention(query, **keywords)
+        with torch.no_grad():
+            cache.attention(query, **keywords)
+    out, lse = cache.attention(q.detach(), sinks=sinks.detach(), return_lse=True)
+    assert not out.requires_grad and not lse.requires_grad

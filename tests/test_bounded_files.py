@@ -108,21 +108,27 @@ def test_foreign_files(tmp_path):
             BoundedCache.load(path)
     with pytest.raises(ValueError, match=f"{tmp_path} must be a file .* it is a folder"):
         BoundedCache.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for special in (os.devnull, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"{special} must be a file that BoundedCache.save has written; it is a device, a pipe"):
+            BoundedCache.load(special)
     with pytest.raises(FileNotFoundError):
         BoundedCache.load(tmp_path / "none")
     with pytest.raises(TypeError, match="path must be a path; got 3"):
         BoundedCache.load(3)
 
 
-def rewritten(path, saved, change):
-    """Write the file again after `change(tensors, metadata, description)`."""
+def rewritten(path, saved, change, checksum=True):
+    """Write the file again after `change(tensors, metadata, description)`; its checksum, too, or as it was."""
     path.write_bytes(saved)
     length = struct.unpack("<Q", saved[:8])[0]
     metadata = json.loads(saved[8 : 8 + length])["__metadata__"]
     tensors, description = load_file(path), json.loads(metadata["cache"])
     change(tensors, metadata, description)
     if metadata["cache"] is not None:
-        metadata["cache"] = json.dumps(description)
+        metadata["cache"] = json.dumps(description) if metadata["cache"] else ""
+    if checksum:
+        metadata["sha256"] = memory_file.checksum(metadata["cache"] or "", tensors, tensors.get)
     save_file(tensors, path, {name: value for name, value in metadata.items() if value is not None})
 
 
@@ -133,6 +139,7 @@ def rewritten(path, saved, change):
         ("must be of version '1'; got None", lambda t, m, d: m.update(version=None)),
         ("must be of format 'selkey.BoundedCache'; got 'selkey.KVCache'", lambda t, m, d: m.update(format="selkey.KVCache")),
         ("must describe its cache in JSON", lambda t, m, d: m.update(cache=None)),
+        ("must describe its cache in JSON", lambda t, m, d: m.update(cache="")),
         (r"exact_live must have shape \[2, 79\] and dtype torch.bool; got \[2, 78\]",
          lambda t, m, d: t.update(exact_live=t["exact_live"][:, 1:].contiguous())),
         ("key_sum must have shape .* and dtype torch.float64; got .* torch.float32",
@@ -158,6 +165,55 @@ def test_a_file_of_another_kind(tmp_path, saved, message, change):
     rewritten(path, saved, change)
     with pytest.raises(ValueError, match=f"changed.* {message}|changed: {message}"):
         BoundedCache.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, m, d: d["state"].update(seen=d["state"]["seen"] + 1),
+        lambda t, m, d: d["state"].update(next_position=0),
+        lambda t, m, d: d["state"].update(has_left=False),
+        lambda t, m, d: d["state"]["pins"]["slots"][0].append([3, 5]),
+        lambda t, m, d: d["state"]["pins"]["groups"][0][0].__setitem__(1, 0.9),
+        lambda t, m, d: d["arguments"].update(score=None),
+        lambda t, m, d: d.update(more=1),
+        lambda t, m, d: t["pin_group"].fill_(0),
+        lambda t, m, d: t.update(key_count=t["key_count"].view(torch.float64)),
+        lambda t, m, d: t.update({"exact_position": t["keep_position"], "keep_position": t["exact_position"]}),
+        lambda t, m, d: m.update(cache=None),
+        lambda t, m, d: m.update(sha256=None),
+        lambda t, m, d: m.update(sha256="0" * 64),
+    ],
+)  # fmt: skip
+def test_a_tampered_file(tmp_path, saved, change):
+    path = tmp_path / "tampered"
+    rewritten(path, saved, lambda t, m, d: None, checksum=False)
+    BoundedCache.load(path)
+    rewritten(path, saved, change, checksum=False)
+    with pytest.raises(ValueError, match="tampered must hold what BoundedCache.save wrote; it is damaged"):
+        BoundedCache.load(path)
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+@pytest.mark.parametrize("place", [0.0, 1e-4, 0.01, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.99, 1.0])
+def test_one_bit_of_the_tensors(tmp_path, saved, place, bit):
+    path = tmp_path / "flipped"
+    first = 8 + struct.unpack("<Q", saved[:8])[0]
+    damaged = bytearray(saved)
+    damaged[first + round(place * (len(saved) - first - 1))] ^= 1 << bit
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="flipped must hold what BoundedCache.save wrote; it is damaged"):
+        BoundedCache.load(path)
+
+
+def test_one_bit_of_the_header(tmp_path, saved):
+    path = tmp_path / "flipped"
+    for place in range(0, 8 + struct.unpack("<Q", saved[:8])[0], 23):
+        damaged = bytearray(saved)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="flipped must "):
+            BoundedCache.load(path)
 
 
 def test_a_score_must_come_along(tmp_path):
@@ -204,6 +260,10 @@ def test_saving_where_nothing_can_be_saved(tmp_path):
     with pytest.raises(IsADirectoryError):
         cache.save(tmp_path)
     assert os.listdir(tmp_path) == []
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe, a device, a pipe or a socket"):
+        cache.save(tmp_path / "pipe")
+    assert os.listdir(tmp_path) == ["pipe"]
 
 
 def test_links_and_permissions_stay(tmp_path):

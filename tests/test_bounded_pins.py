@@ -290,7 +290,8 @@ def test_groups_in_the_cache():
         (ValueError, "from 0 to 29; got -1", lambda c: c.pin(0, [-1])),
         (ValueError, r"held whole by batch entry 1; got 2 that were folded .*: [45] in \d of 2 heads, [45] in \d of 2 heads",
          lambda c: c.pin(1, [0, 4, 5, 29], boost=0.2)),
-        (ValueError, "fit the pins of batch entry 0: 2 of 5 slots are free; got 3 new positions", lambda c: c.pin(0, [24, 25, 26, 28])),
+        (ValueError, "pins must have free slots for positions 26 of batch entry 0: 2 of 5 are free for 3 new positions",
+         lambda c: c.pin(0, [24, 25, 26, 28])),
         (ValueError, "sum below 1; got 0.5, which makes it 1.1", lambda c: c.pin(0, [24], boost=0.5)),
         (ValueError, "from 0 to below 1; got 1", lambda c: c.pin(0, [24], boost=1)),
         (ValueError, "from 0 to below 1; got nan", lambda c: c.pin(0, [24], boost=float("nan"))),
@@ -328,5 +329,17 @@ def test_rows_that_are_not_finite_and_empty_caches_and_no_pins():
     oracle.cache.pin(0, [4, 4, 4])
     assert oracle.cache.pinned(0) == [4]
     none = make(9, pins=0)
-    with pytest.raises(ValueError, match="0 of 0 slots are free; got 1 new"):
+    with pytest.raises(ValueError, match="positions 8 of batch entry 0: 0 of 0 are free for 1 new"):
         none.cache.pin(0, [8])
+
+
+def test_full_pins_say_which_positions_do_not_fit():
+    oracle = make(30, window=20)
+    oracle.cache.pin(0, range(20, 23))
+    before = snapshot(oracle.cache)
+    with pytest.raises(ValueError) as raised:
+        oracle.cache.pin(0, [22, 29, 28, 27, 26])
+    assert str(raised.value) == "pins must have free slots for positions 27, 26 of batch entry 0: 2 of 5 are free for 4 new positions"
+    with pytest.raises(ValueError, match=r"for positions 14, 15, 16, 17, 18, 19, 23, 24 \(and 5 more\) of batch entry 0: 2 of 5"):
+        oracle.cache.pin(0, range(12, 30))
+    assert_unchanged(oracle.cache, before)

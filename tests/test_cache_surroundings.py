@@ -50,6 +50,25 @@ def test_a_cache_is_the_same_whatever_surrounds_it(name, around):
         assert all(torch.equal(found, expected) for found, expected in zip(results(plain, q), right, strict=True))
 
 
+@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["inference", "autocast"])
+def test_a_bounded_cache_is_the_same_whatever_surrounds_it(around):
+    generator = torch.Generator().manual_seed(2)
+    k, v = torch.randn(2, 1, 90, 2, 32, generator=generator)
+    q = torch.randn(1, 2, 4, 32, generator=generator)
+    found = []
+    for contexts in ((torch.no_grad(),) * 3, (around(), torch.no_grad(), around()), (torch.no_grad(), around(), torch.no_grad())):
+        with contexts[0]:
+            cache = selkey.BoundedCache(1, 2, 32, sinks=2, pins=4, window=8, keep=16, folds=4, dtype=torch.float32)
+            cache.append(k[:, :50], v[:, :50])
+        with contexts[1]:
+            cache.append(k[:, 50:], v[:, 50:])
+            cache.pin(0, [85, 88], boost=0.5)
+        with contexts[2]:
+            found.append(cache.attention(q, return_lse=True, k=8))
+    for out, lse in found[1:]:
+        assert torch.equal(out, found[0][0]) and torch.equal(lse, found[0][1])
+
+
 @pytest.mark.parametrize("name", ["fp32", "int4"])
 def test_the_default_dtype_is_no_part_of_a_cache(name):
     expected, q = appended(name, torch.no_grad(), torch.no_grad(), torch.float32)

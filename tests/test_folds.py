@@ -44,7 +44,7 @@ def summary_of(k, v, interleaved=False):
     pairs = k.shape[-1] // 2
     variance = k.var(-2, unbiased=False)[..., : 2 * pairs]
     spread = variance.unflatten(-1, (pairs, 2)).mean(-1) if interleaved else (variance[..., :pairs] + variance[..., pairs:]) / 2
-    return Summary(torch.full(k.shape[:-2], float(k.shape[-2])), k.mean(-2), v.mean(-2), spread)
+    return Summary(torch.full(k.shape[:-2], k.shape[-2]), k.mean(-2), v.mean(-2), spread)
 
 
 def assert_same(actual, expected, tolerance=1e-5):
@@ -101,7 +101,7 @@ def test_a_summary_merged_in_any_order_is_that_of_all_rows(D, interleaved):
     group = torch.randint(0, 7, (3, 40))
     parts = summarise(rows, group, 9, interleaved)
     for order in (range(9), reversed(range(9)), torch.randperm(9).tolist()):
-        total = Summary(torch.zeros(3), torch.zeros(3, D), torch.zeros(3, 6), torch.zeros(3, D // 2))
+        total = Summary(torch.zeros(3, dtype=torch.int64), torch.zeros(3, D), torch.zeros(3, 6), torch.zeros(3, D // 2))
         for i in order:
             total = merge(total, Summary(*(x[:, i] for x in parts)), interleaved)
         assert_same(total, expected)
@@ -153,6 +153,37 @@ def test_the_kernel_adds_as_the_cpu_does(shape, interleaved):
         theirs.add(*(x.to(device) for x in (k, v, live, positions)), backend="triton")
         for name, tensor in ours.tensors.items():
             torch.testing.assert_close(theirs.tensors[name].cpu(), tensor, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("held", [2**24, 2**40])
+def test_counting_never_ends(adding, held):
+    backend, device = adding
+    k, v, live, positions = random_rows(1, 50, 1, device=device)
+    ours, theirs = (Folds(1, 1, 16, 8, 1, device=place) for place in ("cpu", device))
+    for folds, way in ((ours, "cpu"), (theirs, backend)):
+        folds.add(*(x[:, :1].to(folds.tensors["count"].device) for x in (k, v, live, positions)), backend=way)
+        folds.tensors["count"].fill_(held)
+        for row in range(50):
+            folds.add(*(x[:, row : row + 1].to(folds.tensors["count"].device) for x in (k, v, live, positions)), backend=way)
+        assert int(folds.tensors["count"]) == held + 50
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(theirs.tensors[name].cpu(), tensor, atol=2e-6, rtol=2e-6)
+
+
+def test_two_large_folds_join_without_losing_a_row(adding):
+    backend, device = adding
+    k, v, live, positions = random_rows(1, 4, 1, device=device)
+    k[:, 1] = k[:, 0]
+    folds = Folds(1, 1, 16, 8, 2, device=device)
+    folds.add(*(x[:, 1:3] for x in (k, v, live, positions)), backend=backend)
+    folds.tensors["count"].copy_(torch.tensor([2**40 + 1, 2**40 + 3]))
+    folds.tensors["mean_key"][:, :, 1] = folds.tensors["mean_key"][:, :, 0]
+    # far from both, so that they make room for it
+    k[:, 3] = 1e6
+    folds.add(*(x[:, 3:] for x in (k, v, live, positions)), backend=backend)
+    assert sorted(folds.tensors["count"].flatten().tolist()) == [1, 2**41 + 4]
+    _, lse = folds.attention(torch.zeros(1, 1, 1, 16, device=device))
+    torch.testing.assert_close(lse.cpu(), torch.full((1, 1, 1), 41 * math.log(2)), atol=1e-4, rtol=0)
 
 
 def test_adding_is_the_same_bit_for_bit_every_time(adding):

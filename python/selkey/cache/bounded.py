@@ -6,6 +6,7 @@ from selkey.cache import bounded_checks, memory_file, reading
 from selkey.cache.pins import Pins
 from selkey.cache.pools import Pools
 from selkey.cache.rope import RoPE
+from selkey.cache.surroundings import undisturbed
 
 
 class BoundedCache:
@@ -49,6 +50,7 @@ class BoundedCache:
         TypeError, ValueError: an argument of the wrong kind or size, named with what was expected.
     """
 
+    @undisturbed()
     def __init__(
         self, batch_size, n_kv_heads, head_dim, *, sinks=16, pins=1024, window=512, keep=4096, folds=256, format="int4",
         v_head_dim=None, dtype=torch.bfloat16, rope=None, score=None, device=None,
@@ -75,7 +77,7 @@ class BoundedCache:
         """How many tokens were appended to each batch entry."""
         return self._pools.seen
 
-    @torch.no_grad()
+    @undisturbed()
     def append(self, k, v, positions=None):
         """Take up S tokens.
 
@@ -97,7 +99,7 @@ class BoundedCache:
             positions = positions.long().expand(*k.shape[:2])
         pools.append(k, v, positions)
 
-    @torch.no_grad()
+    @undisturbed()
     def pin(self, batch, positions, boost=0.0):
         """Hold tokens exactly until they are unpinned; optionally give them a share of the attention.
 
@@ -106,23 +108,29 @@ class BoundedCache:
         attention of every head and query that sees any of them: what they lack is added to their logits, the same for
         all, so that the share is reached exactly. Shares are of everything, learned sinks included. An error changes nothing.
 
+        Rows are coded once, when they enter keep, with one exception: a row that goes from keep to pins and back (by `unpin`) is
+        coded a second time, from what its first codes meant.
+
         Args:
             batch: number of the batch entry.
             positions: iterable of ints, as they were appended.
             boost: share in [0, 1); the boosts of all groups of an entry sum to less than 1. 0: no boost.
 
         Raises:
-            TypeError, ValueError: positions that were never appended, or that were folded (in how many heads), do not fit
-                the free slots, or a boost that is too much.
+            TypeError, ValueError: positions that were never appended, or that were folded (in how many heads), or for which no slot
+                is free (which), or a boost that is too much.
         """
         positions = bounded_checks.check_pins(self._pools.sizes, batch, positions)
         bounded_checks.check_boost(boost)
         self._pins.pin(int(batch), positions, boost)
 
-    @torch.no_grad()
+    @undisturbed()
     def unpin(self, batch, positions):
         """Let go of pinned tokens: they return to sinks or window if they are young enough, else compete for keep as they
         are scored now, and are folded if they lose. An error changes nothing.
+
+        A row that came to the pins from keep and goes back there is coded a second time, the one exception to rows being coded
+        once: it may be rounded again.
 
         Args:
             batch: number of the batch entry.
@@ -139,7 +147,6 @@ class BoundedCache:
         bounded_checks.check_batch(self._pools.sizes, batch)
         return sorted(self._pins.slots[batch])
 
-    @torch.no_grad()
     def attention(
         self, q, *, k=None, return_report=False, scale=None, softcap=None, sinks=None, return_lse=False, backend="auto"
     ):  # fmt: skip
@@ -161,15 +168,17 @@ class BoundedCache:
 
         Raises:
             TypeError, ValueError: an argument of the wrong kind, dtype, device or shape.
+            RuntimeError: q or sinks require a gradient, while gradients are recorded: there is none.
         """
         pools = self._pools
         bounded_checks.check_query(
             pools.sizes, pools.device, pools.seen, q, k, scale, softcap, sinks, backend, return_report=return_report, return_lse=return_lse
         )
-        out, lse, report = reading.attention(
-            pools, self._pins, q, k=k, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, sinks=sinks,
-            with_report=return_report, backend=backend,
-        )  # fmt: skip
+        with undisturbed():
+            out, lse, report = reading.attention(
+                pools, self._pins, q, k=k, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, sinks=sinks,
+                with_report=return_report, backend=backend,
+            )  # fmt: skip
         chosen = (out, *([lse] if return_lse else ()), *([report] if return_report else ()))
         return chosen if len(chosen) > 1 else out
 
@@ -192,7 +201,7 @@ class BoundedCache:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a file of a cache, of another version, truncated, or inconsistent.
+            ValueError: it is not a file of a cache, of another version, truncated, or damaged: not a byte of it may have changed.
         """
         bounded_checks.check_path(path)
         with memory_file.opened(path) as (file, description):

@@ -96,6 +96,10 @@ def check_query(sizes, device, seen, q, k, scale, softcap, sinks, backend, **fla
     checks._check_common(q, 1, None, None, sinks, softcap, scale, B, HQ)
     checks.check_flags(None, **flags)
     checks.check_backend(backend, q)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (q, sinks)):
+        raise RuntimeError(
+            "cache.attention has no gradient: codes and summaries are not differentiable. Call it under torch.no_grad(), or detach q"
+        )
 
 
 def check_scores(scores, k):

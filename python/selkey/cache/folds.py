@@ -18,7 +18,7 @@ _LAST = torch.iinfo(torch.int64).max
 
 
 class Folds:
-    """F summaries per batch entry and KV head, in fp32; constant memory, no state outside `tensors`.
+    """F summaries per batch entry and KV head, in fp32 and counted in int64; constant memory, no state outside `tensors`.
 
     Args:
         batch_size, n_kv_heads, head_dim, v_head_dim: B, HK, D, DV.
@@ -34,7 +34,7 @@ class Folds:
         self.rope_interleaved = rope_interleaved
         layout = self.layout(batch_size, n_kv_heads, head_dim, v_head_dim, folds)
         self.tensors = {
-            name: torch.full(shape, -1 if dtype == torch.int64 else 0, dtype=dtype, device=device)
+            name: torch.full(shape, -1 if name.endswith("position") else 0, dtype=dtype, device=device)
             for name, (shape, dtype) in layout.items()
         }
 
@@ -43,7 +43,7 @@ class Folds:
         """{name: (shape, dtype)} of every tensor that Folds of these arguments hold."""
         shape = (batch_size, n_kv_heads, folds)
         return {
-            "count": (shape, torch.float32),
+            "count": (shape, torch.int64),
             "mean_key": ((*shape, head_dim), torch.float32),
             "mean_value": ((*shape, v_head_dim), torch.float32),
             "spread": ((*shape, head_dim // 2), torch.float32),
@@ -81,7 +81,7 @@ class Folds:
         parts = _take(self.summary, candidates)
         both = (torch.cat(pair, 2) for pair in zip(rows, parts, strict=True))
         costs, costs_of_parts = ward_costs(Summary(*both), self.summary).split([M, candidates.shape[-1]], 2)
-        among = ward_costs(rows, rows) if M > 1 else rows.count.new_zeros(*rows.count.shape, 1)
+        among = ward_costs(rows, rows) if M > 1 else costs.new_zeros(*rows.count.shape, 1)
         novelty, newest = _newest_first(rows.count, costs, among)
         leaving, taker = self._make_room(candidates, costs_of_parts, novelty)
         parts, span = _take(self.summary, leaving), _take(self._span, leaving)
@@ -89,7 +89,7 @@ class Folds:
         kept = (torch.where(_wide(is_leaving, x), 0, x) for x in parts)
         _put((*self.summary, *self._span), leaving, (*kept, *(torch.where(is_leaving, -1, x) for x in span)))
         fold = self._nearest(rows.count, costs, among, newest)
-        parts = parts._replace(count=torch.where(is_leaving, parts.count, 0.0))
+        parts = parts._replace(count=torch.where(is_leaving, parts.count, 0))
         joining = Summary(*(torch.cat(pair, 2) for pair in zip(rows, parts, strict=True)))
         span = tuple(torch.cat([positions, end], 2) for end in span)
         self._join(joining, torch.cat([fold, taker.clamp(min=0)], 2), span, k.is_cuda or backend == "triton")
@@ -115,7 +115,7 @@ class Folds:
         )
         per_head = count.repeat_interleave(group, 1).unsqueeze(1)  # [B, 1, HQ, F]
         halves = half_variance(q, spread, scale, self.rope_interleaved)
-        bias = per_head.clamp(min=1).log() + second_order(halves, per_head)
+        bias = per_head.clamp(min=1).float().log() + second_order(halves, per_head)
         indices = torch.where(per_head > 0, torch.arange(F, device=q.device), -1).expand(-1, S, -1, -1)
         results = attention(
             q, keys, values, indices, index_bias=bias, scale=scale, softcap=softcap, return_lse=True, return_weights=return_doubt,
@@ -132,7 +132,7 @@ class Folds:
         F = count.shape[-1]
         # drawn by lot, or folds that a pattern never parts would never meet; the lot depends on nothing but what was folded so
         # far, so that a copy continues alike
-        drawn = count.sum(-1, keepdim=True, dtype=torch.float64).long() * 0x85EBCA6B + torch.arange(F, device=count.device) * 0x9E3779B1
+        drawn = count.sum(-1, keepdim=True) * 0x85EBCA6B + torch.arange(F, device=count.device) * 0x9E3779B1
         drawn = (drawn ^ (drawn >> 15)) * 0x2C1B3C6D & 0xFFFFFFFF
         drawn = (drawn ^ (drawn >> 12)) * 0x297A2D39 & 0xFFFFFFFF
         return drawn.argsort(dim=-1, stable=True)[..., : min(F // 2, max(_CANDIDATES, 4 * M))]

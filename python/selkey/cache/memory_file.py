@@ -1,9 +1,11 @@
 """A cache in a file: safetensors, whole or not at all.
 
-The header says what the file is and in which version, and holds as JSON the arguments of the cache and what its host knows.
+The header says what the file is and in which version, and holds as JSON the arguments of the cache and what its host knows, and the
+SHA-256 of all that. It tells damage, not forgery.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -29,8 +31,10 @@ def write(path, tensors, description):
     path = os.path.realpath(path)
     temporary = _new_file_beside(path)
     try:
-        metadata = {"format": FORMAT, "version": VERSION, "cache": json.dumps(description)}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(description)
+        metadata = {"format": FORMAT, "version": VERSION, "cache": text, "sha256": checksum(text, tensors, tensors.get)}
+        save_file(tensors, temporary, metadata)
         os.chmod(temporary, _mode_of(path))
         _flush(temporary)
         os.replace(temporary, path)
@@ -49,26 +53,40 @@ def opened(path):
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no such file, of another version, or not whole.
+        ValueError: it is no such file, of another version, not whole, or damaged.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        raise ValueError(f"{path} must be a file that BoundedCache.save has written; it is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "a device, a pipe or a socket"
+        raise ValueError(f"{path} must be a file that BoundedCache.save has written; it is {kind}")
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a file that BoundedCache.save has written, whole; it cannot be read: {error}") from error
+        raise ValueError(f"{path} must be a file that BoundedCache.save has written, whole; it is damaged or another: {error}") from error
     with file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} must be of format {FORMAT!r}; got {metadata.get('format')!r}")
         if metadata.get("version") != VERSION:
             raise ValueError(f"{path} must be of version {VERSION!r}; got {metadata.get('version')!r}")
+        text = metadata.get("cache", "")
+        if metadata.get("sha256") != checksum(text, file.keys(), file.get_tensor):
+            raise ValueError(f"{path} must hold what BoundedCache.save wrote; it is damaged: its SHA-256 differs from the one noted there")
         try:
-            description = json.loads(metadata["cache"])
-        except (KeyError, ValueError) as error:
+            description = json.loads(text)
+        except ValueError as error:
             raise ValueError(f"{path} must describe its cache in JSON; it does not: {error!r}") from error
         yield file, description
+
+
+def checksum(text, names, get):
+    """SHA-256 of a description and of the tensors that `get` gives for `names`, whatever their order, in hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([text, len(names)]).encode())
+    for name in sorted(names):
+        tensor = get(name)
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_tensors(path, file, layout):
@@ -88,6 +106,8 @@ def _new_file_beside(path):
     """An empty file in the folder of `path`, under a name of its own."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"path must be that of a file; got the folder {path}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"path must be that of a file; got {path}, a device, a pipe or a socket")
     folder, name = os.path.split(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
     os.close(handle)

@@ -51,7 +51,8 @@ class Pins:
         free = sorted(set(range(pins)) - set(self.slots[batch].values()))
         if len(new) > len(free):
             raise ValueError(
-                f"positions must fit the pins of batch entry {batch}: {len(free)} of {pins} slots are free; got {len(new)} new positions"
+                f"pins must have free slots for positions {_listed(new[len(free) :])} of batch entry {batch}: "
+                f"{len(free)} of {pins} are free for {len(new)} new positions"
             )
         slots = dict(zip(new, free, strict=False))
         if exact:
@@ -190,4 +191,4 @@ class Pins:
 
 
 def _listed(positions):
-    return ", ".join(map(str, positions[:8])) + (", …" if len(positions) > 8 else "")
+    return ", ".join(map(str, positions[:8])) + (f" (and {len(positions) - 8} more)" if len(positions) > 8 else "")

@@ -109,7 +109,7 @@ class Store:
         slots = (slots[..., None] if slots.dim() == 2 else slots).expand(*k.shape[:3])
         if not self.is_centre_fixed:
             kept, has_centre = self.tensors["centre"], self.tensors["has_centre"]
-            gather_evidence(self.tensors["evidence"], k, slots >= 0)
+            gather_evidence(self.tensors["evidence"], k, (slots >= 0) & ~has_centre[:, None])
             centre, exists = centre_of(self.tensors["evidence"])
             kept.copy_(torch.where(has_centre[..., None], kept, centre))
             has_centre.logical_or_(exists)

@@ -18,7 +18,7 @@ _LARGEST_KEY, _LARGEST_VALUE = 1e15, 1e30
 class Summary(NamedTuple):
     """What is known of groups of rows; a group of no rows is 0 throughout."""
 
-    count: torch.Tensor  # [...] fp32
+    count: torch.Tensor  # [...] int64: fp32 stops counting at 2^24
     mean_key: torch.Tensor  # [..., D] fp32
     mean_value: torch.Tensor  # [..., DV] fp32
     spread: torch.Tensor  # [..., D // 2] fp32: variance per RoPE pair, the mean of its two columns
@@ -48,7 +48,7 @@ def of_rows(k, v, live):
     live = live & k.isfinite().all(-1) & v.isfinite().all(-1)
     k = torch.where(live.unsqueeze(-1), k.float().clamp(-_LARGEST_KEY, _LARGEST_KEY), 0.0)
     v = torch.where(live.unsqueeze(-1), v.float().clamp(-_LARGEST_VALUE, _LARGEST_VALUE), 0.0)
-    return Summary(live.float(), k, v, k.new_zeros(*k.shape[:-1], k.shape[-1] // 2))
+    return Summary(live.long(), k, v, k.new_zeros(*k.shape[:-1], k.shape[-1] // 2))
 
 
 def summarise(parts, group, groups, rope_interleaved=False):
@@ -63,9 +63,9 @@ def summarise(parts, group, groups, rope_interleaved=False):
         Summary of ``[..., R]``.
     """
     numbers = torch.arange(groups, device=group.device)
-    counts = torch.where(group.unsqueeze(-2) == numbers[:, None], parts.count.unsqueeze(-2), 0.0)  # [..., R, M]
+    counts = torch.where(group.unsqueeze(-2) == numbers[:, None], parts.count.unsqueeze(-2), 0)  # [..., R, M]
     count = counts.sum(-1)
-    shares = counts / count.clamp(min=1).unsqueeze(-1)
+    shares = counts.float() / count.clamp(min=1).float().unsqueeze(-1)
     mean_key = shares @ parts.mean_key
     own = mean_key.gather(-2, group.unsqueeze(-1).expand_as(parts.mean_key))
     spread = shares @ (parts.spread + pair_squares(parts.mean_key - own, rope_interleaved) / 2)
@@ -75,7 +75,7 @@ def summarise(parts, group, groups, rope_interleaved=False):
 def merge(first, second, rope_interleaved=False):
     """The Summary of the union of two disjoint groups, from their summaries: exact, up to rounding, in any order."""
     count = first.count + second.count
-    share = (second.count / count.clamp(min=1)).unsqueeze(-1)
+    share = (second.count.float() / count.clamp(min=1).float()).unsqueeze(-1)
     step = second.mean_key - first.mean_key
     return Summary(
         count,
@@ -94,7 +94,7 @@ def ward_costs(first, second):
     squares = one.square().sum(-1).unsqueeze(-1) + other.square().sum(-1).unsqueeze(-2)
     # never 0, so that infinity times it is infinity
     squares = torch.baddbmm(squares, one, other.transpose(-1, -2), alpha=-2).clamp_(min=1e-30)
-    n, m = first.count.unsqueeze(-1), second.count.unsqueeze(-2)
+    n, m = first.count.float().unsqueeze(-1), second.count.float().unsqueeze(-2)
     weight = torch.where((n > 0) & (m > 0), n * m / (n + m), torch.inf)
     return squares.view_as(weight) * weight
 
@@ -125,7 +125,7 @@ def second_order(halves, count):
         halves: T, ``[..., F]``.
         count: rows of each group, broadcast to it.
     """
-    limit = count.clamp(min=1).log()
+    limit = count.clamp(min=1).float().log()
     return torch.where(halves <= limit, halves, 2 * (halves.clamp(min=0) * limit).sqrt() - limit)
 
 
