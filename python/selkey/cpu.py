@@ -113,6 +113,9 @@ def _fused_partial(query, keys, values, bias, scale, v_head_dim):
         keys, values: ``[T, H, C, D]``, dtype of query.
         bias: as from `tile_bias`.
     """
+    if query.shape[2] == 1:
+        # for a single row of queries PyTorch's kernel walks through rows of other heads more slowly than they are copied
+        keys, values = keys.contiguous(), values.contiguous()
     out, lse = _flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scale)
     if bias is not None:
         # The kernel gives a query without a live slot lse = 0.
