@@ -233,6 +233,7 @@ PAGES = [
     ({"lengths": torch.tensor([5, 5])}, ValueError, "lengths [B]"),
     ({"lengths": torch.tensor([9])}, ValueError, "lengths must lie between 0 and the 8 rows that block_table names; got [9]"),
     ({"lengths": torch.tensor([-1])}, ValueError, "lengths must lie between 0 and the 8 rows that block_table names; got [-1]"),
+    ({"centre": zeros(1, 1, 16)}, ValueError, "centre must be None for format 'fp16'"),
     ({"format": "int5"}, ValueError, "format must be one of"),
     ({"head_dim": 0}, ValueError, "head_dim must be at least 1; got 0"),
     ({"dtype": torch.int8}, TypeError, "dtype must be torch.float32, torch.float16 or torch.bfloat16; got torch.int8"),
@@ -244,3 +245,18 @@ def test_pages_from_elsewhere(wrong, error, text):
     right = {"pages": POOL, "block_table": TABLE, "lengths": LENGTHS, "format": "fp16", "head_dim": 16}
     selkey.KVCache.from_pages(**right)
     fails(error, text, selkey.KVCache.from_pages, **(right | wrong))
+
+
+@pytest.mark.parametrize(
+    "centre, error, text",
+    [
+        (zeros(1, 16), ValueError, "centre must have shape [B, HK, D] = [1, 1, 16]"),
+        (zeros(1, 1, 16).double(), TypeError, "centre must be a float32 tensor or None; got torch.float64"),
+        ([0.0] * 16, TypeError, "centre must be a float32 tensor or None; got list"),
+    ],
+)
+def test_a_centre_from_elsewhere(centre, error, text):
+    pool = zeros(3, 4, 1, 24, dtype=torch.uint8)  # int4, 8 + 8 bytes of codes, two scales
+    right = {"pages": pool, "block_table": TABLE, "lengths": LENGTHS, "format": "int4", "head_dim": 16}
+    selkey.KVCache.from_pages(**right, centre=zeros(1, 1, 16))
+    fails(error, text, selkey.KVCache.from_pages, **right, centre=centre)

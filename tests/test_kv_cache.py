@@ -416,14 +416,15 @@ def pool_of(name, device, table):
     most formats; lengths 20, 6 and 0."""
     D, HK = (192, 1) if FORMATS[name].is_joint else (20, 2)
     source = selkey.KVCache(1, HK, D, v_head_dim=12, format=name, dtype=FP32, page_size=8, capacity=24)
-    if FORMATS[name].is_rotated:  # codes from elsewhere have no centre
-        source.store.tensors["has_centre"].fill_(True)
-    source.append(torch.randn(1, 20, HK, D), None if FORMATS[name].is_joint else torch.randn(1, 20, HK, 12))
+    source.append(torch.randn(1, 20, HK, D) + 3, None if FORMATS[name].is_joint else torch.randn(1, 20, HK, 12))
     packed = source.store.tensors["records"].unflatten(0, (3, 8))
     pool = torch.full((7, *packed.shape[1:]), 255, dtype=torch.uint8)
     pool[torch.tensor([5, 0, 3])] = packed
     pool, table, lengths = pool.to(device), torch.tensor(table).to(device), torch.tensor([20, 6, 0], device=device)
-    cache = selkey.KVCache.from_pages(pool, table, lengths, format=name, head_dim=D, v_head_dim=12, dtype=FP32)
+    # what was subtracted from the keys comes along
+    centre = source.store.tensors["centre"].expand(3, -1, -1).to(device) if FORMATS[name].is_rotated else None
+    assert centre is None or (centre > 1).all()
+    cache = selkey.KVCache.from_pages(pool, table, lengths, format=name, head_dim=D, v_head_dim=12, dtype=FP32, centre=centre)
     assert cache.store.tensors["records"].data_ptr() == pool.data_ptr() and cache.lengths.tolist() == [20, 6, 0]
     return cache, source.dequantize()
 

@@ -53,18 +53,10 @@ class KVCache:
             summary_page,
         )
         pages = 0 if capacity is None else -(-capacity // page_size)
+        slots = pages * page_size
         self.store = Store(
-            batch_size,
-            pages * page_size,
-            n_kv_heads,
-            head_dim,
-            v_head_dim,
-            format,
-            dtype,
-            device,
-            page_size,
-            batch_size * pages * page_size,
-        )
+            batch_size, slots, n_kv_heads, head_dim, v_head_dim, format, dtype, device, page_size, batch_size * slots
+        )  # fmt: skip
         if pages:
             table = self.store.tensors["pages"]
             table.copy_(torch.arange(table.numel(), device=table.device).view(table.shape))
@@ -78,7 +70,7 @@ class KVCache:
             self.summaries = Summaries(self, 0 if capacity is None else capacity)
 
     @classmethod
-    def from_pages(cls, pages, block_table, lengths, *, format, head_dim, v_head_dim=None, dtype=None):
+    def from_pages(cls, pages, block_table, lengths, *, format, head_dim, v_head_dim=None, dtype=None, centre=None):
         """A cache over pages that were packed elsewhere, which are shared and not copied.
 
         Args:
@@ -86,7 +78,8 @@ class KVCache:
                 scale of the key, the scale of the value, as the format has them (MLA formats: the key alone).
             block_table: ``[B, PAGES]`` int, the page of each stretch of rows.
             lengths: ``[B]`` int.
-            format, head_dim, v_head_dim, dtype: as in `KVCache`. Codes of keys in rotated formats have no centre then.
+            format, head_dim, v_head_dim, dtype: as in `KVCache`.
+            centre: ``[B, HK, D]`` fp32, what was subtracted from the keys whose scale is not below 0 (int8, int4, int2, fp8); None: 0.
 
         Its capacity is what block_table names. Raises as `KVCache`; looks at lengths and block_table on the host.
         """
@@ -94,6 +87,7 @@ class KVCache:
         cache = cls(0, heads, head_dim, v_head_dim=v_head_dim, format=format, dtype=dtype)
         record = Store.layout(0, 0, heads, head_dim, cache.v_head_dim, format, 1, 0)["records"][0][2]
         kv_checks.check_pages(pages, block_table, lengths, heads, record, format)
+        kv_checks.check_centre(centre, pages, (len(block_table), heads, head_dim), cache.format)
         cache.batch_size, cache.page_size = len(block_table), pages.shape[1]
         cache.capacity = block_table.shape[1] * cache.page_size
         store = Store(
@@ -103,6 +97,8 @@ class KVCache:
         store.tensors.update(records=pages.flatten(0, 1), pages=torch.where(is_page, block_table, 0).int())
         if cache.format.is_rotated:
             store.tensors["has_centre"].fill_(True)
+            if centre is not None:
+                store.tensors["centre"].copy_(centre)
         cache.store, cache.known_lengths = store, lengths.tolist()
         cache.lengths = lengths.to(torch.int32, copy=True)
         # rows up to the first page that is none

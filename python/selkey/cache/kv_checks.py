@@ -140,3 +140,18 @@ def check_pages(pages, block_table, lengths, n_kv_heads, record_bytes, format):
     named = block_table[used]
     if len(named) and not 0 <= int(named.min()) <= int(named.max()) < len(pages):
         raise ValueError(f"block_table must name pages from 0 to {len(pages) - 1}; got {int(named.min())} to {int(named.max())}")
+
+
+def check_centre(centre, pages, shape, format):
+    """The centre of `KVCache.from_pages`, `shape` being [B, HK, D]."""
+    if centre is None:
+        return
+    if not format.is_rotated:
+        raise ValueError(f"centre must be None for format {format.name!r}, which has none; got a {type(centre).__name__}")
+    if not isinstance(centre, torch.Tensor) or centre.dtype != torch.float32:
+        got = centre.dtype if isinstance(centre, torch.Tensor) else type(centre).__name__
+        raise TypeError(f"centre must be a float32 tensor or None; got {got}")
+    if centre.shape != shape or centre.device != pages.device:
+        raise ValueError(
+            f"centre must have shape [B, HK, D] = {list(shape)} on the device of pages; got {list(centre.shape)} on {centre.device}"
+        )
