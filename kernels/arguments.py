@@ -25,7 +25,7 @@ class GatherInputs(NamedTuple):
     """Everything that a gather kernel reads. Shapes as in `selkey.attention`; a missing tensor has pointer None."""
 
     query: Rows  # [B, S, HQ, D]
-    query_shift: Rows  # [B, S, HQ], added to q · k
+    query_shift: Rows  # [B, S, HQ], q · centre: joins the products with keys that were stored less the centre
     key: Rows  # [B, N, HK, D], or the codes of a format
     key_parts: tuple  # Rows of what else belongs to a key row in its format
     value: Rows  # [B, N, HK, DV]; None: the first DV columns of key

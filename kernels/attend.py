@@ -122,15 +122,15 @@ def read_logits(
     if SHAPE.IS_SCALED:
         scales = load_scales(inputs.key_parts[0], b, places, pack // SHAPE.PACKS_PER_KV, live)
         products *= tl.abs(scales)[None, :]
-        # below 0: the centre was not subtracted from this key
-        products += tl.where(scales >= 0.0, 1.0, 0.0)[None, :] * shift[:, None]
+        # a scale below 0: the centre was not subtracted from this key, and may be of any size
+        products += tl.where((scales >= 0.0)[None, :], shift[:, None], 0.0)
     logits = scaled_logits(products, scale, softcap, SHAPE.HAS_SOFTCAP)
     return biased_logits(inputs, logits, b, s, pack, slots, rows, live, SHAPE), key_main, key_tail, places
 
 
 @triton.jit
 def load_shift(inputs, b, s, heads, in_pack):
-    """What is added to q · k of a query head whatever the key: q · (what was subtracted from every key). [BLOCK_H] fp32"""
+    """q · centre of each query head, which joins its product with every key that was stored less the centre. [BLOCK_H] fp32"""
     shift = tl.zeros(heads.shape, tl.float32)
     if inputs.query_shift.ptr is not None:
         tensor = inputs.query_shift

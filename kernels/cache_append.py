@@ -1,6 +1,8 @@
 """Quantise rows and store them in a cache: rotate, code, scale and write in one launch.
 
-    x = (k − centre) · R,   code, scale = format(x)            for each row of each KV head; values without a centre
+    x = (k − centre) · R,   code, scale = format(x)            for each row of each KV head
+
+The centre is subtracted only where that makes a key smaller, which the sign of its scale says; values have none.
 
 One program takes BLOCK_R rows of one KV head, first their keys, then their values. The rotation is a product over stretches of
 BLOCK_I input columns, so that a row of any width passes through with one accumulator.
@@ -41,11 +43,11 @@ def rotated_rows(
         sign = tl.full(s.shape, 1.0, tl.float32)
         if centre.ptr is not None:
             common = tl.load(centre_ptrs[:, None] + columns[None, :] * centre.strides[2], mask=mask, other=0.0)
-            both = tl.maximum(unit, tl.max(tl.abs(common), 1))
-            scaled = total / both[:, None]
-            less = scaled - common / both[:, None]
+            common_unit = tl.maximum(unit, tl.max(tl.abs(common), 1))
+            scaled = total / common_unit[:, None]
+            less = scaled - common / common_unit[:, None]
             is_centred = tl.sum(less * less, 1) < tl.sum(scaled * scaled, 1)
-            unit = tl.where(is_centred, both, unit)
+            unit = tl.where(is_centred, common_unit, unit)
             sign = tl.where(is_centred, 1.0, -1.0)
         total = tl.zeros([s.shape[0], BLOCK_D], tl.float32)
         for first in range(0, WIDTH, BLOCK_I):

@@ -580,3 +580,14 @@ def test_attention_has_no_gradient_and_says_so():
             cache.attention(query, **keywords)
     out, lse = cache.attention(q.detach(), sinks=sinks.detach(), return_lse=True)
     assert not out.requires_grad and not lse.requires_grad
+
+
+@pytest.mark.parametrize("format", ["int8", "int2"])
+def test_no_token_is_lost_at_the_edge_of_half_precision(format):
+    """Finite rows that a coded format brings back as a little more are folded like others."""
+    cache = selkey.BoundedCache(1, 1, 16, sinks=0, pins=0, window=1, keep=8, folds=2, format=format, dtype=torch.float16)
+    k, v = torch.randn(1, 120, 1, 16), torch.randn(1, 120, 1, 16)
+    k[:, ::6] = 65000 * k[:, ::6].sign()
+    v[:, ::5] = 65000 * v[:, ::5].sign()
+    cache.append(k, v)
+    assert int(cache._pools.folds.tensors["count"].sum()) + 8 + 1 == 120

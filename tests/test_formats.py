@@ -166,7 +166,7 @@ def test_output_errors_stay_below_their_bars_with_and_without_outliers(name, bar
 
 
 @pytest.mark.parametrize("name, bar", [("int8", 0.012), ("fp8", 0.05), ("int4", 0.155), ("int2", 0.53)])
-def test_a_centre_from_a_single_row_serves_the_rest_as_well(name, bar):
+def test_rows_behind_a_single_first_row_have_a_centre_too(name, bar):
     """As decoding begins without a prompt: one row, which is too few for a centre, then all others."""
     medians, state = {}, torch.get_rng_state()
     for kind, first in (("plain", None), ("outlier keys", 1)):

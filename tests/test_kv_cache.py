@@ -354,16 +354,66 @@ def test_a_head_gets_its_centre_with_its_first_rows_and_keeps_it(name):
     torch.testing.assert_close(alone.store.tensors["centre"][0], cache.store.tensors["centre"][1], rtol=1e-6, atol=1e-6)
 
 
-def test_a_first_row_that_is_not_finite_does_not_use_up_the_centre():
-    """A head whose first row is NaN has no centre yet; its first real rows fix one."""
-    k, v = torch.randn(1, 40, 1, 32) + 50, torch.randn(1, 40, 1, 32)
-    k[0, 0] = float("nan")
+def test_first_rows_that_are_not_finite_or_zero_do_not_use_up_the_centre():
+    """A head whose first rows are NaN or 0 has no centre yet; its first real rows fix one."""
+    k, v = torch.randn(1, 60, 1, 32) + 50, torch.randn(1, 60, 1, 32)
+    k[0, :10], k[0, 10:20] = float("nan"), 0.0
     cache = selkey.KVCache(1, 1, 32, format="int4", dtype=FP32)
-    cache.append(k[:, :1], v[:, :1])
-    cache.append(k[:, 1:], v[:, 1:])
-    found = cache.dequantize()[0][:, 1:]
+    cache.append(k[:, :20], v[:, :20])
+    assert (cache.centre == 0).all()
+    cache.append(k[:, 20:], v[:, 20:])
+    found, k = cache.dequantize()[0][:, 20:], k[:, 19:]
     # int4 leaves 0.1 of a deviation that is 1; of keys that are 50 without their centre it would leave some 5
     assert (found - k[:, 1:]).square().mean().sqrt() <= 0.5
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_a_huge_centre_reaches_no_key_that_is_stored_without_it(name, backend, device):
+    """Eight keys of 3e38 make the centre; ordinary keys behind them make no use of it, and a query that lists only those is as exact as
+    ever."""
+    k, v = torch.randn(1, 24, 1, 32, device=device), torch.randn(1, 24, 1, 32, device=device)
+    k[:, :8] = 3e38
+    cache = selkey.KVCache(1, 1, 32, format=name, dtype=FP32, device=device)
+    cache.append(k[:, :8], v[:, :8])
+    cache.append(k[:, 8:], v[:, 8:])
+    assert cache.centre.abs().max() > 1e29
+    q, lists = torch.randn(1, 1, 2, 32, device=device), torch.arange(8, 24, device=device).view(1, 1, 1, 16)
+    out, lse = cache.attention(q, lists, return_lse=True, backend=backend)
+    keys, values = cache.dequantize()
+    right, right_lse = selkey.attention(q, keys[:, 8:], values[:, 8:], lists - 8, return_lse=True, backend="reference")
+    assert (out - right).abs().max() <= 1e-5 and (lse - right_lse).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["bf16", "int4"])
+def test_nan_in_a_query_without_a_list_reaches_nobody(name, backend, device):
+    cache, _ = filled(name, B=1, N=20, HK=2, D=32, DV=32, device=device, offset=3.0)
+    q = torch.randn(1, 2, 4, 32, device=device)
+    q[0, 0] = float("nan")
+    lists = torch.tensor([[-1, -1], [3, 7]], device=device).view(1, 2, 1, 2)
+    out, lse = cache.attention(q, lists, return_lse=True, backend=backend)
+    assert (out[0, 0] == 0).all() and (lse[0, 0] == -float("inf")).all()
+    assert out[0, 1].isfinite().all() and lse[0, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4", "int2"])
+def test_finite_rows_come_back_finite(name):
+    """What lies at the edge of the dtype may be coded as a little more."""
+    for dtype, size in ((FP16, 65000.0), (FP32, 3.3e38)):
+        k = size * torch.randn(1, 20, 1, 64).sign()
+        cache = selkey.KVCache(1, 1, 64, format=name, dtype=dtype)
+        cache.append(k, k)
+        assert all(rows.isfinite().all() for rows in cache.dequantize())
+
+
+def test_pages_can_be_taken_under_inference_mode_and_appended_to_later():
+    pages, table = torch.zeros(2, 8, 1, 32, dtype=torch.uint8), torch.tensor([[0, 1]])
+    with torch.inference_mode():
+        cache = selkey.KVCache.from_pages(pages, table, torch.tensor([3]), format="fp16", head_dim=8)
+        inside = torch.zeros(2, 8, 1, 32, dtype=torch.uint8)
+    cache.append(torch.randn(1, 2, 1, 8), torch.randn(1, 2, 1, 8))
+    assert cache.lengths.tolist() == [5]
+    with pytest.raises(ValueError, match="pages must be made outside torch.inference_mode"):
+        selkey.KVCache.from_pages(inside, table, torch.tensor([3]), format="fp16", head_dim=8)
 
 
 @pytest.mark.parametrize("name", ["bf16", "int4", "mla_fp8"])

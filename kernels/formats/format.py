@@ -4,7 +4,8 @@ A row is stored by itself: its codes, and beside them, where the format has one,
 
     row[d] = scale · level(code[d])
 
-and no number of it depends on another row. A record of the cache holds what one token has in one KV head, so that it is read in
+and its codes depend on no other row. A key whose scale is below 0 was coded as it is, with |scale|; one whose scale is not, less
+the centre of its head, where its cache has one. A record of the cache holds what one token has in one KV head, so that it is read in
 one piece: the codes of the key, the codes of the value, the scale of the key, the scale of the value.
 """
 
@@ -38,7 +39,7 @@ class Format:
     unpack_planes: Callable | None = None
     planes: int = 1  # columns that a byte holds
     is_scaled: bool = False  # a scale per row, which folds into the logit and into the weight of the row
-    is_rotated: bool = False  # rows are rotated before they are coded, and keys centred
+    is_rotated: bool = False  # rows are rotated before they are coded, and keys centred where that helps
     is_joint: bool = False  # the value is part of the key row (MLA)
 
     def __reduce__(self):

@@ -72,11 +72,14 @@ def attention(
             slot_bias = None if index_bias is None else index_bias[entries, queries, :, tile.slots]
             bias = tile_bias(tile, slot_bias, walk.key_biases, float_type)
             # NaN in a query without a live slot must not reach its output.
-            clean = query if tile.live is None else query.masked_fill(~tile.live.any(-1)[..., None, None], 0)
+            clean, clean_shift = query, shift
+            if tile.live is not None:
+                is_dead = ~tile.live.any(-1)[..., None, None]
+                clean, clean_shift = (x if x is None else x.masked_fill(is_dead, 0) for x in (query, shift))
             if is_fused:
                 _add_partial(levels, _fused_partial(clean, rows.keys, rows.values, bias, scale, v_head_dim))
             else:
-                logits = _logits(clean, rows, shift, bias, scale, softcap)
+                logits = _logits(clean, rows, clean_shift, bias, scale, softcap)
                 _add_partial(levels, _partial(logits, rows.values[..., :v_head_dim], rows.value_scales))
                 if weights is not None:
                     _add_slot_logits(slot_logits[..., tile.slots], logits)
@@ -99,7 +102,11 @@ def stored_logits(q, stored, indices, *, scale, softcap):
             shift = stored.query_shift[entries, queries].reshape(*query.shape[:3], 1)
         for tile in walk.lists.tiles(entries, queries):
             rows = walk.keys_and_values.fetch(tile)
-            logits = _logits(query, rows, shift, tile_bias(tile, None, None, torch.float32), scale, softcap)
+            bias = tile_bias(tile, None, None, torch.float32)
+            logits = _logits(query, rows, shift, bias, scale, softcap)
+            if bias is not None:
+                # NaN in a query must not reach an empty slot
+                logits = logits.masked_fill(bias == -math.inf, -math.inf)
             part = found[entries, queries, :, tile.slots]
             part.copy_(logits.reshape(part.shape))
     return found
@@ -128,8 +135,9 @@ def _logits(query, rows, shift, bias, scale, softcap):
     # Contiguous first: matmul would copy the transpose, which is slow.
     logits = torch.matmul(query, rows.keys.contiguous().mT)
     if rows.key_scales is not None:
-        # a scale below 0: the centre was not subtracted from this key
-        logits.mul_(rows.key_scales.abs()[:, :, None]).addcmul_(shift, (rows.key_scales >= 0).float()[:, :, None])
+        # a scale below 0: the centre was not subtracted from this key, and may be of any size
+        is_centred = (rows.key_scales >= 0)[:, :, None]
+        logits.mul_(rows.key_scales.abs()[:, :, None]).add_(torch.where(is_centred, shift, 0.0))
     logits.mul_(scale)
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)

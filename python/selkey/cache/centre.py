@@ -1,10 +1,12 @@
-"""The key centre: what all keys of a head have in common, subtracted before they are coded.
+"""The key centre: what the first keys of a head have in common, subtracted from a key before it is coded where that makes it smaller.
 
-It shifts every logit of a query by q · centre, and so changes no weight; the logits get it back for the sake of lse, sinks and the
-soft cap. It is fixed once a head was given `ENOUGH` keys, and only keys that it makes smaller are stored less it: a centre that does
-not fit costs a key nothing. Few and strange keys must not spoil it either: what is averaged are the directions of keys, whatever their
-length, and of the mean only what stands out from its uncertainty is taken (the positive-part rule of James and Stein, "Estimation with
-quadratic loss", 1961).
+The logits of such keys get q · centre back, so that weights, lse, sinks and the soft cap see the key itself; a centre that does not
+fit costs a key nothing. It is fixed by the append that brings the `ENOUGH`-th key of a head; keys until then are coded without.
+
+    centre = mean direction · shrinkage · geometric mean of lengths
+
+Directions, so that one key counts as much as another, however long it is. Of a channel m of the mean of n directions the share
+1 − 1 / (n m²) is taken, and nothing where that is below 0: what is no larger than chance would make it is not subtracted.
 """
 
 import torch
@@ -12,6 +14,8 @@ import torch
 # keys that a centre is made from, at least; and at most of those that come at once
 ENOUGH = 8
 _AT_ONCE = 1024
+# of any number in it, so that no product with a query is infinite
+_LARGEST = 1e30
 
 
 def gather_evidence(evidence, keys, is_row):
@@ -36,8 +40,9 @@ def centre_of(evidence):
     directions, lengths, count = evidence.split((evidence.shape[-1] - 2, 1, 1), -1)
     divisor = count.clamp(min=1)
     mean = directions / divisor
-    # the channels of a direction have a mean square of 1, so their mean over keys has a variance of at most 1 / count
+    # the channels of a direction have a mean square of 1: were they all chance, their means would have one of 1 / count
     square = mean * mean
     shrinkage = (1 - 1 / (divisor * torch.where(square > 0, square, 1.0))).clamp(min=0.0) * (square > 0)
     exists = count >= ENOUGH
-    return torch.where(exists, mean * shrinkage * (lengths / divisor).exp(), 0.0), exists.squeeze(-1)
+    centre = (mean * shrinkage * (lengths / divisor).exp()).clamp(-_LARGEST, _LARGEST)
+    return torch.where(exists, centre, 0.0), exists.squeeze(-1)

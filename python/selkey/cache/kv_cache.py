@@ -17,8 +17,10 @@ class KVCache:
     """Keys and values of a batch of sequences of any lengths.
 
     Rows are stored once, each by itself, and never stored again. A row with NaN or infinity is kept as it is in the plain formats and
-    as NaN in the coded ones, and only queries that select it see it; summaries leave it out. The key centre of a coded format is that
-    of the first rows that a head is given; where none of them is finite, the next (on a GPU: none).
+    as NaN in the coded ones, and only queries that select it see it; summaries leave it out. From int8, int4, int2
+    and fp8 keys the centre of the head is subtracted where that makes them smaller; the append that brings the eighth row of a head makes
+    it, of at most its first 1,024 rows that are finite and not 0, and rows until then are coded without (on a GPU a head whose first
+    eight rows are all 0 or not finite has none).
 
     Args:
         batch_size: B.
@@ -70,6 +72,7 @@ class KVCache:
             self.summaries = Summaries(self, 0 if capacity is None else capacity)
 
     @classmethod
+    @undisturbed()
     def from_pages(cls, pages, block_table, lengths, *, format, head_dim, v_head_dim=None, dtype=None, centre=None):
         """A cache over pages that were packed elsewhere, which are shared and not copied.
 
@@ -80,6 +83,7 @@ class KVCache:
             lengths: ``[B]`` int.
             format, head_dim, v_head_dim, dtype: as in `KVCache`.
             centre: ``[B, HK, D]`` fp32, what was subtracted from the keys whose scale is not below 0 (int8, int4, int2, fp8); None: 0.
+                Pages of another KVCache go with its `centre`, or its keys are wrong.
 
         Its capacity is what block_table names. Raises as `KVCache`; looks at lengths and block_table on the host.
         """
@@ -109,6 +113,11 @@ class KVCache:
     @property
     def device(self):
         return self.store.device
+
+    @property
+    def centre(self):
+        """What was subtracted from keys, ``[B, HK, D]`` fp32 (0 where nothing was yet), or None: `from_pages` wants it beside the pages."""
+        return self.store.tensors.get("centre")
 
     @property
     def rows(self):

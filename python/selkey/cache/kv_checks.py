@@ -121,6 +121,8 @@ def check_pages(pages, block_table, lengths, n_kv_heads, record_bytes, format):
     if not isinstance(pages, torch.Tensor) or pages.dtype != torch.uint8:
         got = pages.dtype if isinstance(pages, torch.Tensor) else type(pages).__name__
         raise TypeError(f"pages must be a uint8 tensor; got {got}")
+    if pages.is_inference():
+        raise ValueError("pages must be made outside torch.inference_mode, or nothing could be appended to them")
     if pages.dim() != 4 or pages.shape[2:] != (n_kv_heads, record_bytes) or not pages.is_contiguous():
         raise ValueError(
             f"pages must be contiguous with shape [pages, rows, HK, bytes] and HK={n_kv_heads}, bytes={record_bytes} for format "

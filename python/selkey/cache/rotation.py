@@ -27,7 +27,7 @@ def rotation(width, device):
 
 
 def _sign(column):
-    """±1 from a hash of the column's number (the mixing steps of MurmurHash3, Appleby, 2011): the same wherever a cache is read."""
+    """±1 from a hash of the column's number, the same wherever a cache is read."""
     mixed = column * 0x9E3779B1 & 0xFFFFFFFF
     mixed = (mixed ^ mixed >> 15) * 0x85EBCA6B & 0xFFFFFFFF
     return 1 - 2 * ((mixed ^ mixed >> 13) & 1)

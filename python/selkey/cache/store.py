@@ -166,6 +166,9 @@ class Store:
             key_scale, value_scale = view_part(records, torch.float32, key_bytes + value_bytes, 2).split(1, -1)
             centre = torch.where(key_scale >= 0, self.tensors["centre"][:, None], 0.0)
             k, v = k @ key_rotation.T * key_scale.abs() + centre, v @ value_rotation.T * value_scale
+            # what was finite comes back finite, and NaN as NaN
+            largest = torch.finfo(self.dtype).max
+            k, v = k.clamp(-largest, largest), v.clamp(-largest, largest)
         else:
             v = k[..., :DV] if v is None else v
         is_empty = (slots < 0)[..., None]
@@ -249,12 +252,12 @@ def _rotated(rows, centre, matrix):
     if centre is None:
         rows = rows / unit
     else:
-        both = torch.maximum(unit, centre.abs().amax(-1, keepdim=True))
-        scaled = rows / both
-        less = scaled - centre / both
+        common_unit = torch.maximum(unit, centre.abs().amax(-1, keepdim=True))
+        scaled = rows / common_unit
+        less = scaled - centre / common_unit
         is_centred = (less * less).sum(-1, keepdim=True) < (scaled * scaled).sum(-1, keepdim=True)
         rows = torch.where(is_centred, less, rows / unit)
-        unit = torch.where(is_centred, both, -unit)
+        unit = torch.where(is_centred, common_unit, -unit)
     # a product of so many rows at a time, or a row would be rounded in another way when it comes alone
     flat = rows.flatten(0, 2)
     padded = torch.nn.functional.pad(flat, (0, 0, 0, -len(flat) % 16))
