@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from bounded_caches import one_thread  # noqa: F401  a fixture
 from safetensors.torch import load_file, save_file
 
 from selkey.cache import memory_file
@@ -13,15 +14,6 @@ from selkey.cache.bounded import BoundedCache
 from selkey.cache.rope import RoPE
 
 B, HK, HQ, D = 2, 2, 4, 16
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more here than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(**arguments):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from bounded_caches import one_thread  # noqa: F401  a fixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,15 +14,6 @@ from selkey.testing.bounded import Oracle
 
 B, HK, HQ, D = 2, 2, 4, 8
 SMALL = {"sinks": 2, "pins": 5, "window": 6, "keep": 8, "folds": 150, "format": "fp32", "dtype": torch.float32}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more here than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(appended=0, **arguments):

@@ -47,13 +47,8 @@ class KVCache:
             batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, dtype
         )
         self.batch_size, self.n_kv_heads, self.head_dim, self.v_head_dim = batch_size, n_kv_heads, head_dim, v_head_dim
-        self.format, self.dtype, self.page_size, self.capacity, self.summary_page = (
-            FORMATS[format],
-            dtype,
-            page_size,
-            capacity,
-            summary_page,
-        )
+        self.format, self.dtype = FORMATS[format], dtype
+        self.page_size, self.capacity, self.summary_page = page_size, capacity, summary_page
         pages = 0 if capacity is None else -(-capacity // page_size)
         slots = pages * page_size
         self.store = Store(
