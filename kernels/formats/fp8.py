@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .format import Format, whole_words
-from .scaled import load_bytes, normalise, normalised, store_bytes, store_scales
+from .scaled import load_levels, normalise, normalised, store_bytes, store_scales
 
 LARGEST = tl.constexpr(448.0)
 
@@ -78,12 +78,7 @@ def load(
     codes, parts, b, rows, head, live, DTYPE: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    main = decoded(load_bytes(codes, b, rows, head, live, 0, WIDTH, MAIN, ALIGNMENT)).to(DTYPE)
-    if TAIL > 0:
-        tail = decoded(load_bytes(codes, b, rows, head, live, MAIN, WIDTH, TAIL, ALIGNMENT)).to(DTYPE)
-    else:
-        tail = main
-    return main, tail
+    return load_levels(codes, b, rows, head, live, DTYPE, WIDTH, MAIN, TAIL, ALIGNMENT, 1, decoded)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .format import Format, whole_words
-from .scaled import fitted_scale, load_bytes, normalise, normalised, store_bytes, store_scales
+from .scaled import fitted_scale, load_levels, normalise, normalised, store_bytes, store_scales
 
 # the step of the best four even levels of a normal distribution (Max, "Quantizing for minimum distortion", 1960)
 FIRST_SCALE = tl.constexpr(0.9957)
@@ -43,12 +43,12 @@ def unpack_planes(codes, out, scratch):
 
 
 @triton.jit
-def levels_of_bytes(packed, DTYPE: tl.constexpr):
+def levels_of_bytes(packed):
     """Levels [ROWS, 4 · BYTES] of bytes, whose quarters are columns 4j … 4j + 3."""
     even = tl.join(packed & 3, (packed >> 4) & 3)
     odd = tl.join((packed >> 2) & 3, packed >> 6)
     codes = tl.join(even, odd)
-    return (tl.reshape(codes, [packed.shape[0], 4 * packed.shape[1]]).to(tl.float32) - 1.5).to(DTYPE)
+    return tl.reshape(codes, [packed.shape[0], 4 * packed.shape[1]]).to(tl.float32) - 1.5
 
 
 @triton.jit
@@ -56,12 +56,7 @@ def load(
     codes, parts, b, rows, head, live, DTYPE: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    main = levels_of_bytes(load_bytes(codes, b, rows, head, live, 0, (WIDTH + 3) // 4, MAIN // 4, ALIGNMENT), DTYPE)
-    if TAIL > 0:
-        tail = levels_of_bytes(load_bytes(codes, b, rows, head, live, MAIN // 4, (WIDTH + 3) // 4, TAIL // 4, ALIGNMENT), DTYPE)
-    else:
-        tail = main
-    return main, tail
+    return load_levels(codes, b, rows, head, live, DTYPE, WIDTH, MAIN, TAIL, ALIGNMENT, 4, levels_of_bytes)
 
 
 @triton.jit

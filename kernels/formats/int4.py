@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .format import Format, whole_words
-from .scaled import fitted_scale, load_bytes, normalise, normalised, store_bytes, store_scales
+from .scaled import fitted_scale, load_levels, normalise, normalised, store_bytes, store_scales
 
 CUBE = tl.constexpr(0.00875)
 # standard deviation of a row in units of its scale, for the first codes
@@ -67,11 +67,11 @@ def unpack_planes(codes, out, scratch):
 
 
 @triton.jit
-def levels_of_halves(low, high, DTYPE: tl.constexpr):
-    """Levels [ROWS, 2 · BYTES] of bytes' halves, which are columns 2j and 2j + 1."""
-    codes = tl.join(low, high)
+def levels_of_bytes(packed):
+    """Levels [ROWS, 2 · BYTES] of bytes, whose halves are columns 2j and 2j + 1."""
+    codes = tl.join(packed & 15, packed >> 4)
     centred = tl.reshape(codes, [codes.shape[0], 2 * codes.shape[1]]).to(tl.float32) - 7.5
-    return (centred * (1 + CUBE * (centred * centred))).to(DTYPE)
+    return centred * (1 + CUBE * (centred * centred))
 
 
 @triton.jit
@@ -79,14 +79,7 @@ def load(
     codes, parts, b, rows, head, live, DTYPE: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    bytes_main = load_bytes(codes, b, rows, head, live, 0, (WIDTH + 1) // 2, MAIN // 2, ALIGNMENT)
-    main = levels_of_halves(bytes_main & 15, bytes_main >> 4, DTYPE)
-    if TAIL > 0:
-        bytes_tail = load_bytes(codes, b, rows, head, live, MAIN // 2, (WIDTH + 1) // 2, TAIL // 2, ALIGNMENT)
-        tail = levels_of_halves(bytes_tail & 15, bytes_tail >> 4, DTYPE)
-    else:
-        tail = main
-    return main, tail
+    return load_levels(codes, b, rows, head, live, DTYPE, WIDTH, MAIN, TAIL, ALIGNMENT, 2, levels_of_bytes)
 
 
 @triton.jit

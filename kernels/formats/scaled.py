@@ -44,6 +44,21 @@ def load_bytes(codes, b, rows, head, live, FIRST: tl.constexpr, BYTES: tl.conste
 
 
 @triton.jit
+def load_levels(
+    codes, b, rows, head, live, DTYPE: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, ALIGNMENT: tl.constexpr,
+    PLANES: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows as `load_plain` returns it, of bytes that hold PLANES columns each; LEVELS turns them into fp32 levels."""
+    BYTES: tl.constexpr = (WIDTH + PLANES - 1) // PLANES
+    main = LEVELS(load_bytes(codes, b, rows, head, live, 0, BYTES, MAIN // PLANES, ALIGNMENT)).to(DTYPE)
+    if TAIL > 0:
+        tail = LEVELS(load_bytes(codes, b, rows, head, live, MAIN // PLANES, BYTES, TAIL // PLANES, ALIGNMENT)).to(DTYPE)
+    else:
+        tail = main
+    return main, tail
+
+
+@triton.jit
 def store_bytes(codes, b, rows, head, is_written, values, BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """Write [ROWS, BLOCK] integers as the first BYTES bytes of rows."""
     pointers = codes.ptr + b * codes.strides[0] + rows * codes.strides[1] + head * codes.strides[2]
