@@ -37,11 +37,24 @@ def made(*args, **keywords):
     return list(make(*args, **keywords))[-1]
 
 
+def groups_of(kind, keys, found):
+    """The rows of a page as the summaries ought to have them, indices: all, or all but the farthest from their mean, and that one.
+
+    Of rows that are equally far up to rounding (two rows always are) it is the one that was `found`.
+    """
+    if kind == "mean" or len(keys) < 2:
+        return [list(range(len(keys)))] + [[]] * (kind == "outlier")
+    distance = (keys - keys.mean(0)).norm(dim=-1)
+    farthest = (distance >= distance.max() * (1 - 1e-5)).nonzero()[:, 0].tolist()
+    far = min(farthest, key=lambda i: (keys[i] - found).norm())
+    return [[i for i in range(len(keys)) if i != far], [far]]
+
+
 def assert_current(cache, k, v):
     """Means in float64 over the rows that were appended. Sums of at most 8 numbers in fp32 are off by 8 · 2^-24 of their magnitudes;
-    then one rounding to the dtype of the cache."""
-    summaries, page = cache.summaries.tensors, cache.summary_page
-    eps = torch.finfo(cache.dtype).eps / 2
+    then one rounding to the dtype of the cache. The spread is a mean of squares of differences of such numbers."""
+    summaries, page, kind = cache.summaries.tensors, cache.summary_page, cache.summaries.kind
+    eps, M = torch.finfo(cache.dtype).eps / 2, cache.summaries.rows_per_page
     for b, length in enumerate(cache.lengths.tolist()):
         for start in range(0, length, page):
             rows = slice(start, min(start + page, length))
@@ -49,43 +62,52 @@ def assert_current(cache, k, v):
                 good = k[b, rows, h].isfinite().all(-1)
                 if v is not None:
                     good &= v[b, rows, h].isfinite().all(-1)
-                count = int(good.sum())
-                found = summaries["log_count"][b, start // page, h].item()
-                assert found == pytest.approx(math.log(count), abs=1e-6) if count else found == -math.inf
-                for name, tensor in (("mean_key", k), ("mean_value", v)):
-                    if tensor is None:
-                        continue
-                    of_page = tensor[b, rows, h][good].double()
-                    right = of_page.mean(0) if count else torch.zeros(tensor.shape[-1])
-                    slack = of_page.abs().mean(0) * page * 2**-24 if count else 0
-                    off = (summaries[name][b, start // page, h].cpu().double() - right).abs()
-                    assert (off <= (eps * (right.abs() + slack) if cache.dtype != FP32 else 0) + slack + 1e-30).all(), (name, b, start, h)
+                last = summaries["mean_key"][b, (start // page + 1) * M - 1, h].cpu().double()
+                for m, group in enumerate(groups_of(kind, k[b, rows, h][good].double(), last)):
+                    entry, count = start // page * M + m, len(group)
+                    found = summaries["log_count"][b, entry, h].item()
+                    assert found == pytest.approx(math.log(count), abs=1e-6) if count else found == -math.inf
+                    for name, tensor in (("mean_key", k), ("mean_value", v)):
+                        if tensor is None:
+                            continue
+                        of_group = tensor[b, rows, h][good].double()[group]
+                        right = of_group.mean(0) if count else torch.zeros(tensor.shape[-1])
+                        slack = of_group.abs().mean(0) * page * 2**-24 if count else 0
+                        off = (summaries[name][b, entry, h].cpu().double() - right).abs()
+                        bound = (eps * (right.abs() + slack) if cache.dtype != FP32 else 0) + slack + 1e-30
+                        assert (off <= bound).all(), (name, b, start, h)
+                    keys = k[b, rows, h][good].double()[group]
+                    spread = (keys - keys.mean(0)).square().mean().item() if count else 0.0
+                    assert summaries["spread"][b, entry, h].item() == pytest.approx(spread, rel=1e-5, abs=1e-6)
         # pages that have no row stand for nothing
-        assert (summaries["log_count"][b, -(-length // page) : -1] == -math.inf).all()
+        assert (summaries["log_count"][b, -(-length // page) * M : -M] == -math.inf).all()
 
 
+@pytest.mark.parametrize("kind", ["mean", "outlier"])
 @pytest.mark.parametrize("keywords", [{}, {"capacity": 30}], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("split", [[29], [1] * 29, [3, 5, 0, 8, 1, 12], [4, 4, 16, 5]], ids=str)
-def test_summaries_are_current_after_every_append(split, dtype, keywords):
+def test_summaries_are_current_after_every_append(split, dtype, keywords, kind):
     k, v = torch.randn(3, 29, HK, D), torch.randn(3, 29, HK, DV) + 3
-    for cache in make(k, v, split, [29, 10, 0], dtype=dtype, name="int4", **keywords):
+    for cache in make(k, v, split, [29, 10, 0], dtype=dtype, name="int4", summary=kind, **keywords):
         assert_current(cache, k, v)
 
 
-def test_summaries_of_single_rows_and_of_pages_longer_than_the_sequence():
+@pytest.mark.parametrize("kind", ["mean", "outlier"])
+def test_summaries_of_single_rows_and_of_pages_longer_than_the_sequence(kind):
     k, v = torch.randn(2, 11, HK, D), torch.randn(2, 11, HK, DV)
     for page in (1, 7, 100):
-        for cache in make(k, v, [2, 1, 6, 2], [11, 5], page=page):
+        for cache in make(k, v, [2, 1, 6, 2], [11, 5], page=page, summary=kind):
             assert_current(cache, k, v)
 
 
-def test_rows_that_are_not_finite_are_left_out_of_their_page_alone():
+@pytest.mark.parametrize("kind", ["mean", "outlier"])
+def test_rows_that_are_not_finite_are_left_out_of_their_page_alone(kind):
     k, v = torch.randn(1, 12, HK, D), torch.randn(1, 12, HK, DV)
     k[0, 1, 0, 3], v[0, 2, 0, 0], k[0, 6, 1, 0] = float("nan"), float("inf"), -float("inf")
     k[0, 8:, 1] = float("nan")  # a page of which nothing is left
     for split in ([12], [1] * 12, [2, 5, 5]):
-        assert_current(made(k, v, split, [12]), k, v)
+        assert_current(made(k, v, split, [12], summary=kind), k, v)
 
 
 def test_joint_rows_have_mean_keys_only():
@@ -116,7 +138,7 @@ def folded(cache, q, lists, **call):
     (k, v), page = cache.dequantize(), cache.summary_page
     k = k.double()
     v = k[..., : cache.v_head_dim] if v is None else v.double()
-    parts = cache.summaries.tensors
+    parts, M = cache.summaries.tensors, cache.summaries.rows_per_page
     B, S, HQ, width = q.shape
     G, K = lists.shape[2:]
     scale = call.get("scale") or width**-0.5
@@ -148,11 +170,14 @@ def folded(cache, q, lists, **call):
                     if number in listed or rows.stop > visible:
                         continue
                     finite = [row for row in rows if cache.is_finite[b, row, kv]]
-                    mass = len(finite) if call["key_bias"] is None else sum(math.exp(call["key_bias"][b, row, kv].item()) for row in finite)
-                    if mass:
-                        mean_key = parts["mean_key"][b, number, kv].double()
-                        mean_value = parts.get("mean_value", parts["mean_key"][..., : cache.v_head_dim])[b, number, kv].double()
-                        terms.append((capped(logit(mean_key)) + math.log(mass), mean_value, None))
+                    biases = [0.0 if call["key_bias"] is None else call["key_bias"][b, row, kv].item() for row in finite]
+                    for entry in range(number * M, (number + 1) * M):
+                        count = round(math.exp(parts["log_count"][b, entry, kv].item()))
+                        if count:
+                            mass = count * sum(map(math.exp, biases)) / len(finite)
+                            mean_key = parts["mean_key"][b, entry, kv].double()
+                            mean_value = parts.get("mean_value", parts["mean_key"][..., : cache.v_head_dim])[b, entry, kv].double()
+                            terms.append((capped(logit(mean_key)) + math.log(mass), mean_value, None))
                 if not terms:
                     lse[b, s, h] = -math.inf
                     continue
@@ -166,11 +191,11 @@ def folded(cache, q, lists, **call):
     return out, lse, weights
 
 
-def fold_case(name="fp32", dtype=FP32, device="cpu", lengths=(29, 14, 0), page=P, **data):
+def fold_case(name="fp32", dtype=FP32, device="cpu", lengths=(29, 14, 0), page=P, **keywords):
     k, v = torch.randn(len(lengths), 29, HK, D), None if FORMATS[name].is_joint else torch.randn(len(lengths), 29, HK, DV)
     if FORMATS[name].is_joint:
         k = k[:, :, :1]
-    cache = made(k, v, [11, 1, 17], lengths, name=name, dtype=dtype, device=device, page=page)
+    cache = made(k, v, [11, 1, 17], lengths, name=name, dtype=dtype, device=device, page=page, **keywords)
     cache.is_finite = torch.ones(k.shape[:3], dtype=torch.bool)
     return cache
 
@@ -211,11 +236,12 @@ SWITCHES = {
 }
 
 
+@pytest.mark.parametrize("kind", ["mean", "outlier"])
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_the_rest_joins_by_its_summaries(switch, backend, device):
+def test_the_rest_joins_by_its_summaries(switch, kind, backend, device):
     if backend != "cpu" and switch != "all":
         pytest.skip("backends differ in the exact part only, which these switches have tests of their own for")
-    cache = fold_case(device=device)
+    cache = fold_case(device=device, summary=kind)
     call = dict(SWITCHES[switch])
     sizes = {"sinks": (4,), "key_bias": (3, cache.rows, HK), "index_bias": (3, 4, 2, 4)}
     call = {

@@ -3,6 +3,7 @@
 import torch
 
 from selkey.cache import kv_checks
+from selkey.cache import rest as rests
 from selkey.cache.centre import ENOUGH
 from selkey.cache.store import Store
 from selkey.cache.summaries import Summaries
@@ -30,7 +31,9 @@ class KVCache:
         format: one of `selkey.formats()`.
         page_size: rows of a page.
         capacity: the most rows of a sequence, whose memory is taken at once; None: memory grows with the rows.
-        summary_page: keep a summary (count, mean key, mean value) of every so many rows, for ``rest="fold"`` and for selection.
+        summary_page: keep a summary of every so many rows, for ``rest="fold"``, for selection and for `missed_mass`.
+        summary: "mean": count, mean key and mean value; "outlier": the key farthest from the others and its value as they are, and the
+            count and means of the others.
         dtype: of q, and of rows that are read back; default the format's own, bfloat16 where it has none.
         device: of everything.
 
@@ -41,10 +44,10 @@ class KVCache:
     @undisturbed()
     def __init__(
         self, batch_size, n_kv_heads, head_dim, *, v_head_dim=None, format="bf16", page_size=64, capacity=None, summary_page=None,
-        dtype=None, device=None,
+        summary="mean", dtype=None, device=None,
     ):  # fmt: skip
         v_head_dim, dtype = kv_checks.check_sizes(
-            batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, dtype
+            batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, summary, dtype
         )
         self.batch_size, self.n_kv_heads, self.head_dim, self.v_head_dim = batch_size, n_kv_heads, head_dim, v_head_dim
         self.format, self.dtype = FORMATS[format], dtype
@@ -64,7 +67,7 @@ class KVCache:
         self._pages_in_use = batch_size * pages
         self.summaries = None
         if summary_page is not None:
-            self.summaries = Summaries(self, 0 if capacity is None else capacity)
+            self.summaries = Summaries(self, summary, 0 if capacity is None else capacity)
 
     @classmethod
     @undisturbed()
@@ -201,8 +204,8 @@ class KVCache:
         Args:
             q: ``[B, S, HQ, D]`` in the dtype of the cache.
             rest: what becomes of what is not listed. "drop": nothing. "fold": block_size is `summary_page`, the listed pages are
-                exact, and every other page that a query sees whole joins the same softmax by its summary: logit = scale · q · mean
-                key + log of its count; O(N / page) per query, and as much memory.
+                exact, and every other page that a query sees whole joins the same softmax by its summary, each row of it with the
+                logit scale · q · mean key + log of its count; O(N / page) per query, and as much memory.
 
         All else, what is returned, and the errors are those of `selkey.attention`. There is no gradient: RuntimeError.
         """
@@ -211,16 +214,49 @@ class KVCache:
             index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=scale,
             return_lse=return_lse, return_weights=return_weights, backend=backend,
         )  # fmt: skip
-        kv_checks.check_attention(self, q, indices, rest, v_head_dim, deterministic, arguments)
+        kv_checks.check_attention(self, q, indices, v_head_dim, deterministic, arguments)
+        kv_checks.check_rest(self, rest, block_size)
         lengths = self.lengths if kv_lengths is None else torch.minimum(self.lengths, kv_lengths)
         arguments.update(kv_lengths=lengths, scale=self.head_dim**-0.5 if scale is None else scale)
         with undisturbed():
             if rest == "fold":
-                out, lse, weights = self.summaries.attention_with_rest(q, indices, arguments)
+                out, lse, weights = rests.attention_with_rest(self.summaries, q, indices, arguments)
             else:
                 out, lse, weights = self.store.attention(q, indices, **arguments)
         chosen = (out, *([lse] if return_lse else ()), *([weights] if return_weights else ()))
         return chosen if len(chosen) > 1 else out
+
+    def missed_mass(self, q, indices, *, index_lengths=None, kv_lengths=None, query_offset=None, scale=None, lse=None, backend="auto"):
+        """Estimate of the share of the softmax that a selection of pages misses, from the summaries: a certificate without reading a key.
+
+        An estimate and not a bound: hard bounds from boxes or balls around the keys of a page are above 0.99 on queries of real
+        networks. It counts the pages that a query sees whole.
+
+        Args:
+            q: ``[B, S, HQ, D]`` in the dtype of the cache.
+            indices: ``[B, S, G, K]``, numbers of pages of `summary_page` rows.
+            index_lengths, kv_lengths, query_offset, scale, backend: as in `attention`.
+            lse: ``[B, S, HQ]`` fp32 that `attention` returned for this list with ``rest="drop"``; None: it is computed here.
+
+        Returns:
+            ``[B, S, HQ]`` fp32, from 0 (nothing is missed) to 1 (nothing that matters is listed).
+
+        Raises:
+            TypeError, ValueError: as `attention`, and for a cache without summaries.
+        """
+        kv_checks.check_summaries(self, "missed_mass")
+        arguments = dict.fromkeys(("index_bias", "key_bias", "sinks", "softcap")) | dict(
+            block_size=self.summary_page, index_lengths=index_lengths, kv_lengths=kv_lengths, query_offset=query_offset, scale=scale,
+            return_lse=True, return_weights=False, backend=backend,
+        )  # fmt: skip
+        kv_checks.check_attention(self, q, indices, None, None, arguments)
+        kv_checks.check_lse(lse, q)
+        lengths = self.lengths if kv_lengths is None else torch.minimum(self.lengths, kv_lengths)
+        arguments.update(kv_lengths=lengths, scale=self.head_dim**-0.5 if scale is None else scale)
+        with undisturbed():
+            if lse is None:
+                _, lse, _ = self.store.attention(q, indices, **arguments)
+            return rests.missed_mass(self.summaries, q, indices, lse, arguments)
 
 
 def formats():

@@ -3,12 +3,13 @@
 import torch
 
 from selkey import checks
+from selkey.cache.summaries import KINDS
 from selkey.kernels.formats import FORMATS
 
 RESTS = ("drop", "fold")
 
 
-def check_sizes(batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, dtype):
+def check_sizes(batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size, capacity, summary_page, summary, dtype):
     """Arguments of `KVCache`; returns v_head_dim and dtype with their defaults."""
     for name, value, least in (
         ("batch_size", batch_size, 0), ("n_kv_heads", n_kv_heads, 1), ("head_dim", head_dim, 1), ("page_size", page_size, 1),
@@ -20,6 +21,8 @@ def check_sizes(batch_size, n_kv_heads, head_dim, v_head_dim, format, page_size,
             raise TypeError(f"{name} must be an int; got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
+    if not isinstance(summary, str) or summary not in KINDS:
+        raise ValueError(f"summary must be one of {', '.join(KINDS)}; got {summary!r}")
     check_format(format)
     kind = FORMATS[format]
     kind.bytes_per_row(head_dim)  # raises for a width that the format does not take
@@ -82,8 +85,8 @@ def _check_lengths(lengths, B, S):
     return [int(length) for length in lengths]
 
 
-def check_attention(cache, q, indices, rest, v_head_dim, deterministic, arguments):
-    """Arguments of `KVCache.attention`."""
+def check_attention(cache, q, indices, v_head_dim, deterministic, arguments):
+    """Arguments of `KVCache.attention` and `KVCache.missed_mass`."""
     checks._float_tensor("q", q, "[B, S, HQ, D]")
     if q.dtype != cache.dtype:
         raise TypeError(f"q must have the dtype of the cache, {cache.dtype}; got {q.dtype}")
@@ -100,20 +103,36 @@ def check_attention(cache, q, indices, rest, v_head_dim, deterministic, argument
         raise ValueError(f"v_head_dim must be that of the cache, {cache.v_head_dim}, or None; got {v_head_dim!r}")
     checks.check_flags(deterministic, return_lse=arguments["return_lse"], return_weights=arguments["return_weights"])
     checks.check_backend(arguments["backend"], q)
-    if rest not in RESTS:
-        raise ValueError(f"rest must be one of {', '.join(RESTS)}; got {rest!r}")
-    if rest == "fold":
-        if cache.summaries is None:
-            raise ValueError("rest='fold' needs a cache with page summaries; construct it with KVCache(..., summary_page=16)")
-        if arguments["block_size"] != cache.summary_page:
-            raise ValueError(
-                f"block_size must be the cache's summary_page, {cache.summary_page}, for rest='fold'; got {arguments['block_size']}"
-            )
     if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in (q, *arguments.values())):
         raise RuntimeError(
             "cache.attention has no gradient: codes are not differentiable. Call it under torch.no_grad(), or "
             "selkey.attention(q, *cache.dequantize(), ...)"
         )
+
+
+def check_rest(cache, rest, block_size):
+    """The argument `rest` of `KVCache.attention`, and what it asks of others."""
+    if rest not in RESTS:
+        raise ValueError(f"rest must be one of {', '.join(RESTS)}; got {rest!r}")
+    if rest == "fold":
+        check_summaries(cache, "rest='fold'")
+        if block_size != cache.summary_page:
+            raise ValueError(f"block_size must be the cache's summary_page, {cache.summary_page}, for rest='fold'; got {block_size}")
+
+
+def check_summaries(cache, what):
+    if cache.summaries is None:
+        raise ValueError(f"{what} needs a cache with page summaries; construct it with KVCache(..., summary_page=16)")
+
+
+def check_lse(lse, q):
+    """The argument `lse` of `KVCache.missed_mass`."""
+    if lse is None:
+        return
+    if not isinstance(lse, torch.Tensor) or lse.dtype != torch.float32:
+        raise TypeError(f"lse must be a float32 tensor or None; got {lse.dtype if isinstance(lse, torch.Tensor) else type(lse).__name__}")
+    if lse.shape != q.shape[:3] or lse.device != q.device:
+        raise ValueError(f"lse must have shape [B, S, HQ] = {list(q.shape[:3])} on the device of q; got {list(lse.shape)} on {lse.device}")
 
 
 def check_pages(pages, block_table, lengths, n_kv_heads, record_bytes, format):
