@@ -9,6 +9,8 @@ import click
 
 from selkey.bench import units, workloads
 from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
+from selkey.bench.selectors.command import selectors
+from selkey.bench.summaries.command import summaries
 from selkey.bench.training.command import train
 
 _QUICK = {
@@ -30,7 +32,7 @@ def main():
 main.add_command(train)
 
 
-@main.command()
+@main.group(invoke_without_command=True)
 @click.option("--heads", type=COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
 @click.option("--contexts", type=COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
 @click.option("--k", "ks", type=COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
@@ -58,7 +60,8 @@ main.add_command(train)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
-def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots):  # fmt: skip
+@click.pass_context
+def bench(ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots):  # fmt: skip
     """Measure attention over selected keys against dense attention and a plain gather.
 
     Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
@@ -69,7 +72,11 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     heads), 8 and 24 (of 96). --workload stream appends a million tokens to a BoundedCache and takes minutes, whatever the
     --time-budget; alone it takes its tokens from --contexts (the largest), its query heads from --heads (4 on each KV head) and
     --head-dim.
+
+    The commands below measure something else and take none of these options.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from rich.console import Console
 
     from selkey.bench import devices, memory, progress, summary
@@ -119,6 +126,10 @@ def bench(heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out
     console.print(f"\nresults   {writer.path}  ({len(writer.rows)} rows)", soft_wrap=True)
     if plots:
         _draw(writer.rows, folder, console)
+
+
+bench.add_command(selectors)
+bench.add_command(summaries)
 
 
 @main.command()

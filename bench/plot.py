@@ -1,7 +1,7 @@
 """Figures from records alone: nothing is measured, looked up or remembered here."""
 
 from selkey.bench import records
-from selkey.bench.plots import formats, memory, prefill, quality, roofline, speedup, stream, throughput
+from selkey.bench.plots import formats, memory, prefill, quality, roofline, selectors, speedup, stream, summaries, throughput
 
 FIGURES = {
     "roofline": roofline.draw,
@@ -17,6 +17,8 @@ CACHE_FIGURES = {
     "cache_memory": formats.draw_memory,
     "cache_error": formats.draw_error,
     "stream": stream.draw,
+    "selectors": selectors.draw,
+    "summaries": summaries.draw,
 }
 
 

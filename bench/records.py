@@ -58,6 +58,10 @@ def row(run, env, ceilings, case, impl, state, reason=None, **blocks):
 
 def reproduce(case, device, seed):
     """The command that measures this case alone."""
+    if case.workload == "selectors":
+        return shlex.join(map(str, ["selkey", "bench", "selectors", "--contexts", case.context, "--k", case.k, "--seed", seed]))
+    if case.workload == "summaries":
+        return "selkey bench summaries"
     words = ["selkey", "bench", "--workload", case.workload, "--device", device, "--seed", str(seed)]
     if case.workload == "decode":
         words += ["--heads", case.n_heads, "--contexts", case.context, "--k", case.k]

@@ -125,10 +125,8 @@ class KVCache:
     @property
     def nbytes(self):
         """Bytes held: codes, scales, tables, lengths, summaries. (The rotation of a width is shared by all caches of the process.)"""
-        tensors = [self.lengths, *self.store.tensors.values()]
-        if self.summaries is not None:
-            tensors += self.summaries.tensors.values()
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        held = sum(tensor.untyped_storage().nbytes() for tensor in (self.lengths, *self.store.tensors.values()))
+        return held if self.summaries is None else held + self.summaries.nbytes
 
     @undisturbed()
     def append(self, k, v=None, lengths=None):

@@ -42,8 +42,15 @@ class Summaries:
             self.tensors[name] = torch.zeros((B, entries, HK, width), dtype=cache.dtype, device=device)
         self.tensors["log_count"] = torch.full((B, entries, HK), float("-inf"), dtype=torch.float32, device=device)
         self.tensors["spread"] = torch.zeros((B, entries, HK), dtype=torch.float32, device=device)
+        # trees over the pages, by their branching: see `selkey.cache.summary_tree`
+        self.trees = {}
         # key, value and 1 of the rows of the page that is being filled; 0 where there is none
         self.tensors["open_rows"] = torch.zeros((B, self.page, HK, sum(widths) + 1), dtype=torch.float32, device=device)
+
+    @property
+    def nbytes(self):
+        """Bytes of all tensors, trees included."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors.values()) + sum(tree.nbytes for tree in self.trees.values())
 
     def _pages(self, rows):
         return -(-rows // self.page) + 1
@@ -92,7 +99,7 @@ class Summaries:
         nowhere = self.tensors["log_count"].shape[1] // M - 1
         pages = torch.where(pages * P < after[:, None], pages, nowhere)
         entry = torch.arange(B, device=k.device)[:, None]
-        for name, values in self._summarise(laid_out).items():
+        for name, values in summarise(laid_out[..., :-1], laid_out[..., -1], None, self.widths, self.kind).items():
             tensor = self.tensors[name]
             if tensor.dtype != torch.float32:
                 largest = torch.finfo(tensor.dtype).max
@@ -101,28 +108,40 @@ class Summaries:
         still_open = torch.nn.functional.pad(laid_out, (0, 0, 0, 0, 0, 0, 0, 1))
         self.tensors["open_rows"].copy_(still_open[entry[:, 0], after // P - first])
 
-    def _summarise(self, rows):
-        """Summaries of pages ``[B, pages, P, HK, widths + 1]``: name → ``[B, pages, M, HK, ...]`` fp32."""
-        D, is_row = self.widths[0], rows[..., -1]
-        shares = [is_row]
-        if self.kind == "outlier":
-            mean = rows[..., :D].sum(2, keepdim=True) / is_row.sum(2, keepdim=True).clamp(min=1).unsqueeze(-1)
-            distance = (rows[..., :D] - mean).square().sum(-1).masked_fill(is_row == 0, -1.0)
-            is_apart = torch.zeros_like(is_row).scatter_(2, distance.argmax(2, keepdim=True), 1.0)
-            # a row that is alone is the mean
-            is_apart *= is_row * (is_row.sum(2, keepdim=True) > 1)
-            shares = [is_row - is_apart, is_apart]
-        found = {"mean_key": [], "mean_value": [], "log_count": [], "spread": []}
-        for share in shares:
-            count = share.sum(2)
-            # sums before quotients: what is exact stays exact
-            mean = (rows[..., :-1] * share.unsqueeze(-1)).sum(2) / count.clamp(min=1).unsqueeze(-1)
-            squares = (rows[..., :D] - mean[..., :D].unsqueeze(2)).square().mean(-1)
-            for name, part in zip(("mean_key", "mean_value"), mean.split(self.widths, -1), strict=False):
-                found[name].append(part)
-            found["log_count"].append(count.log())
-            found["spread"].append((squares * share).sum(2) / count.clamp(min=1))
-        return {name: torch.stack(parts, 2) for name, parts in found.items() if parts}
+
+def summarise(rows, count, spread, widths, kind):
+    """Summaries of groups of rows, which may be summaries themselves.
+
+    Args:
+        rows: ``[..., P, HK, Σ widths]`` fp32, key and value side by side.
+        count: ``[..., P, HK]`` fp32, how many keys each stands for; 0: none, and then the row is 0.
+        spread: ``[..., P, HK]`` fp32, or None: each is a single key.
+        widths: of key and value, or of the key alone.
+        kind: "mean" or "outlier".
+
+    Returns:
+        name → ``[..., M, HK, ...]`` fp32: mean_key, mean_value, log_count, spread.
+    """
+    D = widths[0]
+    parts = [count]
+    if kind == "outlier":
+        mean = (rows[..., :D] * count.unsqueeze(-1)).sum(-3, keepdim=True) / count.sum(-2, keepdim=True).clamp(min=1).unsqueeze(-1)
+        distance = (rows[..., :D] - mean).square().sum(-1).masked_fill(count == 0, -1.0)
+        is_apart = torch.zeros_like(count, dtype=torch.bool).scatter_(-2, distance.argmax(-2, keepdim=True), True)
+        # a row that is alone is the mean
+        is_apart &= (count > 0).sum(-2, keepdim=True) > 1
+        parts = [count.masked_fill(is_apart, 0.0), count.masked_fill(~is_apart, 0.0)]
+    found = {name: [] for name, _ in zip(("mean_key", "mean_value"), widths, strict=False)} | {"log_count": [], "spread": []}
+    for part in parts:
+        n = part.sum(-2)
+        # sums before quotients: what is exact stays exact
+        mean = (rows * part.unsqueeze(-1)).sum(-3) / n.clamp(min=1).unsqueeze(-1)
+        variance = (rows[..., :D] - mean[..., :D].unsqueeze(-3)).square().mean(-1)
+        for name, columns in zip(("mean_key", "mean_value"), mean.split(widths, -1), strict=False):
+            found[name].append(columns)
+        found["log_count"].append(n.log())
+        found["spread"].append(((variance if spread is None else variance + spread) * part).sum(-2) / n.clamp(min=1))
+    return {name: torch.stack(values, -3 if name.startswith("mean") else -2) for name, values in found.items()}
 
 
 def _clean_rows(k, v, is_real):

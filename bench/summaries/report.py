@@ -1,0 +1,38 @@
+"""What a run of `selkey bench summaries` found, for reading on a terminal."""
+
+from rich import box
+from rich.table import Table
+
+
+def by_kind(rows):
+    """kind → share → field → mean over layers."""
+    found = {}
+    for row in rows:
+        quality = row["quality"]
+        found.setdefault((quality["kind"], quality["page"]), {}).setdefault(quality["share"], []).append(quality)
+    return {
+        kind: {
+            share: {name: sum(one[name] for one in ones) / len(ones) for name in ones[0] if isinstance(ones[0][name], float)}
+            for share, ones in shares.items()
+        }
+        for kind, shares in found.items()
+    }
+
+
+def show(rows, console):
+    """Print, for every kind of summary, errors and certificates at every share of exact keys."""
+    table = Table(box=box.SIMPLE, title="MiniLM on prose, whole pages exact: means over layers, heads and queries", title_justify="left")
+    columns = (
+        "summary", "bytes a key", "exact", "error, rest dropped", "rest folded", "less by", "missed", "estimated", "|off|", "Quest's bound",
+    )  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="left" if name == "summary" else "right")
+    for (kind, page), shares in by_kind(rows).items():
+        for found in shares.values():
+            less = 1 - found["error_folded"] / found["error_dropped"]
+            table.add_row(
+                f"{kind}, page {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.1%}", f"{found['error_dropped']:.2f}",
+                f"{found['error_folded']:.2f}", f"{less:.0%}", f"{found['missed']:.2f}", f"{found['estimated']:.2f}",
+                f"{found['estimate_off']:.3f}", f"{found['bound']:.3f}",
+            )  # fmt: skip
+    console.print(table)
