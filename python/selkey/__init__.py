@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from selkey.functional import attention, attention_varlen, merge_states
+from selkey.indexing.functional import index_scores, select, topk
 
-__all__ = ["BoundedCache", "KVCache", "RoPE", "attention", "attention_varlen", "formats", "kv_format", "merge_states"]
+__all__ = [
+    "BoundedCache", "KVCache", "RoPE", "attention", "attention_varlen", "formats", "index_scores", "kv_format", "merge_states", "select",
+    "topk",
+]  # fmt: skip
 
 # In a source tree `kernels/` and `bench/` lie beside `python/`, not inside the package: let `selkey.kernels` find them there.
 _root = Path(__file__).resolve().parents[2]

@@ -1,0 +1,97 @@
+"""Every error that a user of index scores, topk and select can make, raised before any launch."""
+
+import math
+
+import torch
+
+from selkey import checks
+from selkey.checks import _INTEGERS, _is_int, _is_real, _of_type
+
+_COARSE = (torch.float16, torch.bfloat16)
+_CODES = torch.float8_e4m3fn
+_SCORES = (torch.float32, *_COARSE, torch.float64)
+ACTIVATIONS = ("relu", "none")
+# positions are int32
+LARGEST_N = 2**31 - 1
+
+
+def check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, key_scales):
+    """Arguments of `selkey.index_scores`; raises TypeError or ValueError."""
+    _of_type("q_index", q_index, (*_SCORES, _CODES))
+    if q_index.dim() != 4:
+        raise ValueError(f"q_index must have shape [B, S, HI, DI]; got {list(q_index.shape)}")
+    B, S, HI, DI = q_index.shape
+    if HI == 0 or DI == 0:
+        raise ValueError(f"q_index must have at least one head and one column; got HI={HI} and DI={DI}")
+    _of_type("k_index", k_index, (*_SCORES, _CODES))
+    if k_index.dtype != q_index.dtype and (k_index.dtype != _CODES or q_index.dtype == torch.float64):
+        codes = "" if q_index.dtype in (torch.float64, _CODES) else f", or {_CODES}"
+        raise TypeError(f"k_index must have the dtype of q_index, {q_index.dtype}{codes}; got {k_index.dtype}")
+    _on_device("k_index", k_index, "q_index", q_index)
+    if k_index.dim() != 3 or k_index.shape[0] != B or k_index.shape[2] != DI:
+        raise ValueError(f"k_index must have shape [B, N, DI] with B={B}, DI={DI} as in q_index; got {list(k_index.shape)}")
+    N = k_index.shape[1]
+    _check_length("k_index", N)
+    fine = torch.float64 if q_index.dtype == torch.float64 else torch.float32
+    if weights is not None:
+        _of_type("weights", weights, (fine, q_index.dtype) if q_index.dtype in _COARSE else (fine,))
+        _of_shape("weights", weights, "[B, S, HI]", (B, S, HI), q_index)
+    if key_scales is not None:
+        _of_type("key_scales", key_scales, (fine,))
+        _of_shape("key_scales", key_scales, "[B, N]", (B, N), q_index)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+    if scale is not None and not (_is_real(scale) and -math.inf < scale < math.inf):
+        raise ValueError(f"scale must be a finite number or None; got {scale!r}")
+    if kv_lengths is not None:
+        _of_type("kv_lengths", kv_lengths, _INTEGERS)
+        _of_shape("kv_lengths", kv_lengths, "[B]", (B,), q_index)
+    if isinstance(query_offset, torch.Tensor):
+        _of_type("query_offset", query_offset, _INTEGERS)
+        _of_shape("query_offset", query_offset, "[B]", (B,), q_index)
+    elif query_offset is not None and not _is_int(query_offset):
+        raise TypeError(f"query_offset must be an int or an int tensor of shape [B]; got {type(query_offset).__name__}")
+    elif query_offset is not None and not -(2**63) <= query_offset < 2**63:
+        raise ValueError(f"query_offset must fit 64 bits; got {query_offset}")
+
+
+def check_topk(scores, k):
+    """Arguments of `selkey.topk`; raises TypeError or ValueError."""
+    _of_type("scores", scores, _SCORES)
+    if scores.dim() == 0:
+        raise ValueError("scores must have shape [..., N]; got []")
+    _check_length("scores", scores.shape[-1])
+    check_k(k)
+
+
+def check_k(k):
+    """The length of a list; raises TypeError or ValueError."""
+    if not _is_int(k):
+        raise TypeError(f"k must be an int; got {type(k).__name__}")
+    if not 0 <= k <= LARGEST_N:
+        raise ValueError(f"k must be from 0 to {LARGEST_N}; got {k}")
+
+
+def check_backend(backend, name, tensor):
+    """The backend exists and takes `tensor`, which the caller knows by `name`; raises TypeError or ValueError."""
+    try:
+        checks.check_backend(backend, tensor)
+    except (TypeError, ValueError) as error:
+        # there it is the q of attention
+        raise type(error)(str(error).replace(" q ", f" {name} ")) from None
+
+
+def _check_length(name, N):
+    if N > LARGEST_N:
+        raise ValueError(f"{name} must have N of at most {LARGEST_N}, because positions are int32; got {N}")
+
+
+def _of_shape(name, tensor, letters, shape, q_index):
+    _on_device(name, tensor, "q_index", q_index)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {letters} = {list(shape)}; got {list(tensor.shape)}")
+
+
+def _on_device(name, tensor, like_name, like):
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}; got {tensor.device}")
