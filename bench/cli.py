@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import units, workloads
+from selkey.bench.learn_command import learn
 from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
 from selkey.bench.selectors.command import selectors
 from selkey.bench.summaries.command import summaries
@@ -30,6 +31,7 @@ def main():
 
 
 main.add_command(train)
+main.add_command(learn)
 
 
 @main.group(invoke_without_command=True)
@@ -61,7 +63,9 @@ main.add_command(train)
 @click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
 @click.pass_context
-def bench(ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots):  # fmt: skip
+def bench(
+    ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots
+):  # fmt: skip
     """Measure attention over selected keys against dense attention and a plain gather.
 
     Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.

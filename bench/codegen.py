@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 
+from selkey.bench.codegen_index import INDEX_CASES, IndexCase, run_index
 from selkey.bench.disassembly import CodegenRow, describe
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
@@ -79,7 +80,7 @@ def codegen(architectures, as_json):
         _print_table(rows)
 
 
-def compile_all(architectures, cases=CASES):
+def compile_all(architectures, cases=(*CASES, *INDEX_CASES)):
     """Compile each case for each architecture on all cores; yields a CodegenRow per kernel, in order."""
     jobs = [(architecture, case) for architecture in architectures for case in cases]
     with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -125,18 +126,9 @@ def _compile_job(job):
     """Run one case against one architecture in a worker process; returns the rows of the kernels that it launched."""
     architecture, case = job
     os.environ.pop("TRITON_INTERPRET", None)
-    import torch
     from triton.runtime import JITFunction, driver
 
     from selkey.kernels.architectures import architecture_of
-    from selkey.kernels.attention import attention, attention_backward
-
-    dtype = getattr(torch, case.dtype)
-    slots, N = 2048 // case.block_size, 4096
-    q = torch.empty(1, case.queries, case.heads, case.D, dtype=dtype)
-    k = torch.empty(1, N, case.kv_heads, case.D, dtype=dtype)
-    v = None if case.shares_rows else torch.empty(1, N, case.kv_heads, case.DV, dtype=dtype)
-    indices = torch.empty(1, case.queries, case.list_heads, slots, dtype=torch.int32)
 
     driver.set_active(_NamedTarget(architecture))
     architecture_of.cache_clear()
@@ -147,21 +139,39 @@ def _compile_job(job):
         compiled.append((self.fn.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     JITFunction.run = compile_only
+    try:
+        if isinstance(case, IndexCase):
+            run_index(case)
+        else:
+            _run_attention(case)
+    finally:
+        JITFunction.run = run
+    return [describe(name, kernel, architecture, case) for name, kernel in compiled]
+
+
+def _run_attention(case):
+    """Call the operator, forward and as the case says backward; or a cache of the case's format."""
+    import torch
+
+    from selkey.kernels.attention import attention, attention_backward
+
+    dtype = getattr(torch, case.dtype)
+    slots, N = 2048 // case.block_size, 4096
+    q = torch.empty(1, case.queries, case.heads, case.D, dtype=dtype)
+    k = torch.empty(1, N, case.kv_heads, case.D, dtype=dtype)
+    v = None if case.shares_rows else torch.empty(1, N, case.kv_heads, case.DV, dtype=dtype)
+    indices = torch.empty(1, case.queries, case.list_heads, slots, dtype=torch.int32)
+    if case.format is not None:
+        _run_cache(case, q, k, v, indices, N)
+        return
     arguments = dict(
         q=q, k=k, v=v, indices=indices, block_size=case.block_size, index_lengths=None, kv_lengths=None, query_offset=None,
         index_bias=None, key_bias=None, sinks=None, softcap=None, scale=case.D**-0.5, v_head_dim=case.DV,
     )  # fmt: skip
-    try:
-        if case.format is not None:
-            _run_cache(case, q, k, v, indices, N)
-            return [describe(name, kernel, architecture, case) for name, kernel in compiled]
-        out, lse, weights = attention(**arguments, return_lse=False, return_weights=case.return_weights)
-        needs = {"q", "k"} if v is None else {"q", "k", "v"}
-        for deterministic in case.backward:
-            attention_backward(out, None, None, out, lse, weights, **arguments, needs=needs, deterministic=deterministic)
-    finally:
-        JITFunction.run = run
-    return [describe(name, kernel, architecture, case) for name, kernel in compiled]
+    out, lse, weights = attention(**arguments, return_lse=False, return_weights=case.return_weights)
+    needs = {"q", "k"} if v is None else {"q", "k", "v"}
+    for deterministic in case.backward:
+        attention_backward(out, None, None, out, lse, weights, **arguments, needs=needs, deterministic=deterministic)
 
 
 def _run_cache(case, q, k, v, indices, N):

@@ -78,17 +78,18 @@ def _amd_resources(kernel):
 
 
 def _gather_loads(assembly, load_bytes):
-    """Widths of the loads that come from `load_keys` and `load_values`, by the source position behind each `.loc`."""
-    from selkey.kernels import attend
+    """Widths of the loads of keys and values, by the source position behind each `.loc`."""
+    from selkey.kernels import attend, index_scores
 
     lines = set()
-    for function in (attend.load_keys, attend.load_values):
-        source, first = inspect.getsourcelines(function.fn)
-        lines.update(range(first, first + len(source)))
+    for module, function in ((attend, "load_keys"), (attend, "load_values"), (index_scores, "load_index_keys")):
+        source, first = inspect.getsourcelines(getattr(module, function).fn)
+        file = Path(module.__file__).name
+        lines.update((file, str(number)) for number in range(first, first + len(source)))
     widths, in_gather = [], False
     for line in assembly.splitlines():
         if line.lstrip().startswith(".loc"):
-            in_gather = any(int(number) in lines for number in re.findall(r"attend\.py:(\d+):", line))
+            in_gather = not lines.isdisjoint(re.findall(r"(\w+\.py):(\d+):", line))
         elif in_gather and (width := load_bytes(line)):
             widths.append(width)
     return widths

@@ -29,6 +29,17 @@ def missing():
     return None if major >= 5 else f"needs transformers 5 or later, found {metadata.version('transformers')}"
 
 
+def load():
+    """(tokenizer, model in fp32 for evaluation), from the installed package."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = Path(importlib.util.find_spec(_PACKAGE).origin).parent / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+
+
 def captures(device):
     """q, k, v of every layer on the first `TOKENS` tokens of the text.
 
@@ -38,15 +49,10 @@ def captures(device):
     Returns:
         list of `selkey.hf.capture.LayerCapture`.
     """
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-
     from selkey.hf.capture import capture_qkv
 
-    logging.disable_progress_bar()
-    folder = Path(importlib.util.find_spec(_PACKAGE).origin).parent / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).to(device).eval()
+    tokenizer, model = load()
+    model.to(device)
     tokens = tokenizer(_TEXT.read_text(encoding="utf-8"), truncation=True, max_length=TOKENS, return_tensors="pt").to(device)
     with torch.inference_mode(), capture_qkv(model) as layers:
         model(**tokens)

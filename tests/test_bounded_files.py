@@ -9,7 +9,7 @@ import torch
 from bounded_caches import one_thread  # noqa: F401  a fixture
 from safetensors.torch import load_file, save_file
 
-from selkey.cache import memory_file
+from selkey import tensor_file
 from selkey.cache.bounded import BoundedCache
 from selkey.cache.rope import RoPE
 
@@ -120,7 +120,7 @@ def rewritten(path, saved, change, checksum=True):
     if metadata["cache"] is not None:
         metadata["cache"] = json.dumps(description) if metadata["cache"] else ""
     if checksum:
-        metadata["sha256"] = memory_file.checksum(metadata["cache"] or "", tensors, tensors.get)
+        metadata["sha256"] = tensor_file.checksum(metadata["cache"] or "", tensors, tensors.get)
     save_file(tensors, path, {name: value for name, value in metadata.items() if value is not None})
 
 
@@ -230,8 +230,8 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError("the disk is full")
 
     place = {
-        "writer": (memory_file, "save_file"),
-        "half-written": (memory_file, "save_file"),
+        "writer": (tensor_file, "save_file"),
+        "half-written": (tensor_file, "save_file"),
         "flush": (os, "fsync"),
         "replace": (os, "replace"),
     }

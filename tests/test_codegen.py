@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from selkey.bench.codegen import ARCHITECTURES, CASES
+from selkey.bench.codegen_index import INDEX_CASES
 from selkey.bench.disassembly import blocks_per_multiprocessor
 
 FIELDS = {
@@ -25,7 +26,7 @@ def selkey_codegen(*options):
 
 def narrowest_load(row):
     """Bytes that every gather of rows loads at a time, at least."""
-    case = next(case for case in CASES if row["config"].startswith(f"{case.name} {case.dtype},"))
+    case = next(case for case in (*CASES, *INDEX_CASES) if row["config"].startswith(f"{case.name} {case.dtype},"))
     if case.format is None:
         # all widths of CASES are multiples of 16 bytes
         return 16
@@ -44,9 +45,9 @@ def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architectu
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
         "gather_decode", "gather_prefill", "gather_weights", "combine", "gather_backward", "backward_delta", "name_rows", "sum_rows",
-        "cache_append", "fold",
+        "cache_append", "fold", "index_scores", "index_query_gradients", "index_key_gradients", "topk",
     }  # fmt: skip
-    assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in CASES})
+    assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in (*CASES, *INDEX_CASES)})
     for row in rows:
         assert set(row) == FIELDS
         assert row["arch"] == architecture
@@ -56,7 +57,7 @@ def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architectu
         is_known |= row["kernel"] == "cache_append" and "int4" in row["config"]
         assert row["spill_bytes"] <= (32 if is_known else 0), row
         assert row["blocks_per_sm"] >= 1, row
-        if not row["kernel"].startswith("gather"):
+        if not row["kernel"].startswith(("gather", "index")):
             continue
         assert row["gather_load_bytes"] >= narrowest_load(row), row
         # fp32 beyond 256 columns a key runs on the ordinary units: emulating it on tf32 tensor cores spills

@@ -62,13 +62,14 @@ def check_flags(deterministic, **flags):
         raise TypeError(f"deterministic must be True, False or None; got {deterministic!r}")
 
 
-def check_backend(name, q):
+def check_backend(name, q, argument="q"):
+    """The backend exists and takes the tensor q, which the user knows by the name `argument`."""
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name == "cpu" and q.device.type != "cpu":
-        raise ValueError(f"backend 'cpu' needs tensors on the CPU; q is on {q.device}. Use backend='auto'")
+        raise ValueError(f"backend 'cpu' needs tensors on the CPU; {argument} is on {q.device}. Use backend='auto'")
     if name == "triton" or (name == "auto" and q.is_cuda):
-        _check_triton(q)
+        _check_triton(q, argument)
 
 
 def check_merge_states(outs, lses, sinks):
@@ -148,18 +149,18 @@ def _check_common(q, block_size, kv_lengths, query_offset, sinks, softcap, scale
         raise ValueError(f"scale must be a finite number or None; got {scale!r}")
 
 
-def _check_triton(q):
+def _check_triton(q, argument):
     try:
         from selkey.kernels.primitives import is_interpreted
     except ImportError as error:
         raise ValueError(f"backend 'triton' needs the package triton: {error}. Use backend='cpu' on a machine without it") from error
     if not q.is_cuda and not is_interpreted():
         raise ValueError(
-            f"backend 'triton' needs tensors on a GPU; q is on {q.device}. Use backend='cpu', or set TRITON_INTERPRET=1 "
+            f"backend 'triton' needs tensors on a GPU; {argument} is on {q.device}. Use backend='cpu', or set TRITON_INTERPRET=1 "
             "before the first import to run the kernels in Triton's interpreter"
         )
     if q.dtype == torch.float64:
-        raise TypeError("backend 'triton' takes q in float32, float16 or bfloat16; got torch.float64. Use backend='reference'")
+        raise TypeError(f"backend 'triton' takes {argument} in float32, float16 or bfloat16; got torch.float64. Use backend='reference'")
 
 
 def _float_tensor(name, tensor, letters, like=None):

@@ -2,11 +2,14 @@
 
 import torch
 
-from selkey.cache import bounded_checks, memory_file, reading
+from selkey import tensor_file
+from selkey.cache import bounded_checks, reading
 from selkey.cache.pins import Pins
 from selkey.cache.pools import Pools
 from selkey.cache.rope import RoPE
 from selkey.cache.surroundings import undisturbed
+
+FILE = tensor_file.Kind("selkey.BoundedCache", "1", "cache", "BoundedCache.save")
 
 
 class BoundedCache:
@@ -189,7 +192,7 @@ class BoundedCache:
             OSError, SafetensorError: the file cannot be written.
         """
         bounded_checks.check_path(path)
-        memory_file.write(path, self._pools.tensors(), self._description())
+        tensor_file.write(path, FILE, self._pools.tensors(), self._description())
 
     @classmethod
     def load(cls, path, device=None, *, score=None):
@@ -204,14 +207,14 @@ class BoundedCache:
             ValueError: it is not a file of a cache, of another version, truncated, or damaged: not a byte of it may have changed.
         """
         bounded_checks.check_path(path)
-        with memory_file.opened(path) as (file, description):
+        with tensor_file.opened(path, FILE) as (file, description):
             try:
                 arguments, state = _arguments(description), description["state"]
                 sizes = bounded_checks.sizes(**arguments)
                 layout = sizes.layout()
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise ValueError(f"{path} must describe the arguments of a BoundedCache; it does not: {error!r}") from error
-            memory_file.check_tensors(path, file, layout)
+            tensor_file.check_tensors(path, FILE, file, layout)
             if description.get("has_score", False) != (score is not None):
                 needed = "the score that the saved cache had" if score is None else "None, as the saved cache had no score of its own"
                 raise ValueError(f"score must be {needed}, to continue {path}; got {score!r}")

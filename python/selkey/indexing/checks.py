@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from selkey import checks
 from selkey.checks import _INTEGERS, _is_int, _is_real, _of_type
 
 _COARSE = (torch.float16, torch.bfloat16)
@@ -70,15 +69,6 @@ def check_k(k):
         raise TypeError(f"k must be an int; got {type(k).__name__}")
     if not 0 <= k <= LARGEST_N:
         raise ValueError(f"k must be from 0 to {LARGEST_N}; got {k}")
-
-
-def check_backend(backend, name, tensor):
-    """The backend exists and takes `tensor`, which the caller knows by `name`; raises TypeError or ValueError."""
-    try:
-        checks.check_backend(backend, tensor)
-    except (TypeError, ValueError) as error:
-        # there it is the q of attention
-        raise type(error)(str(error).replace(" q ", f" {name} ")) from None
 
 
 def _check_length(name, N):

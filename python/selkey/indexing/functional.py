@@ -2,6 +2,7 @@
 
 import torch
 
+from selkey.checks import check_backend
 from selkey.indexing import checks, ops, reference_scores
 
 
@@ -41,7 +42,7 @@ def index_scores(
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected.
     """
     checks.check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, key_scales)
-    checks.check_backend(backend, "q_index", q_index)
+    check_backend(backend, q_index, "q_index")
     query_offset, scale = _resolved(query_offset, scale, q_index)
     if backend == "reference":
         return reference_scores.index_scores(
@@ -68,7 +69,7 @@ def topk(scores, k, *, backend="auto"):
         TypeError, ValueError: an argument of the wrong kind, dtype or shape, named with what was expected.
     """
     checks.check_topk(scores, k)
-    checks.check_backend(backend, "scores", scores)
+    check_backend(backend, scores, "scores")
     return ops.topk(scores, int(k), backend)
 
 
@@ -100,7 +101,7 @@ def select(
     """
     checks.check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, key_scales)
     checks.check_k(k)
-    checks.check_backend(backend, "q_index", q_index)
+    check_backend(backend, q_index, "q_index")
     query_offset, scale = _resolved(query_offset, scale, q_index)
     return ops.select(q_index, k_index, weights, key_scales, kv_lengths, *_by_kind(query_offset), activation, scale, backend, int(k))
 

@@ -2,6 +2,7 @@
 
 from selkey.selection.heavy_hitters import HeavyHitters
 from selkey.selection.key_diff import KeyDiff
+from selkey.selection.learned import Learned
 from selkey.selection.oracle import Oracle
 from selkey.selection.page_tree import PageTree
 from selkey.selection.pins import Pins
@@ -18,6 +19,6 @@ from selkey.selection.union import Union
 from selkey.selection.window import Window
 
 __all__ = [
-    "HeavyHitters", "KeyDiff", "Oracle", "PageTree", "Pins", "Policy", "Quest", "Random", "ScorePolicy", "Sinks", "Sizes", "SnapKV",
-    "SummaryPages", "TopK", "TopP", "Union", "Window",
+    "HeavyHitters", "KeyDiff", "Learned", "Oracle", "PageTree", "Pins", "Policy", "Quest", "Random", "ScorePolicy", "Sinks", "Sizes",
+    "SnapKV", "SummaryPages", "TopK", "TopP", "Union", "Window",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""A cache in a file: safetensors, whole or not at all.
+"""Tensors and what describes them in a file: safetensors, whole or not at all.
 
-The header says what the file is and in which version, and holds as JSON the arguments of the cache and what its host knows, and the
-SHA-256 of all that. It tells damage, not forgery.
+The header says what the file is and in which version, and holds a description in JSON and the SHA-256 of all that. It tells damage,
+not forgery.
 """
 
 import contextlib
@@ -9,20 +9,34 @@ import hashlib
 import json
 import os
 import tempfile
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-FORMAT = "selkey.BoundedCache"
-VERSION = "1"
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
-def write(path, tensors, description):
+class Kind(NamedTuple):
+    """What a file is.
+
+    Attributes:
+        format, version: names in its header.
+        field: of the header that holds the description; the word for what is described.
+        writer: the call that writes such files, for errors.
+    """
+
+    format: str
+    version: str
+    field: str
+    writer: str
+
+
+def write(path, kind, tensors, description):
     """Write tensors and a description (what JSON can say) to `path`; until all is on the disk, what was there stays.
 
     Raises:
@@ -33,7 +47,7 @@ def write(path, tensors, description):
     try:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(description)
-        metadata = {"format": FORMAT, "version": VERSION, "cache": text, "sha256": checksum(text, tensors, tensors.get)}
+        metadata = {"format": kind.format, "version": kind.version, kind.field: text, "sha256": checksum(text, tensors, tensors.get)}
         save_file(tensors, temporary, metadata)
         os.chmod(temporary, _mode_of(path))
         _flush(temporary)
@@ -48,7 +62,7 @@ def write(path, tensors, description):
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path, kind):
     """Open a file that `write` has written: yields (file, description).
 
     Raises:
@@ -57,25 +71,24 @@ def opened(path):
     """
     path = os.fspath(path)
     if os.path.exists(path) and not os.path.isfile(path):
-        kind = "a folder" if os.path.isdir(path) else "a device, a pipe or a socket"
-        raise ValueError(f"{path} must be a file that BoundedCache.save has written; it is {kind}")
+        found = "a folder" if os.path.isdir(path) else "a device, a pipe or a socket"
+        raise ValueError(f"{path} must be a file that {kind.writer} has written; it is {found}")
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a file that BoundedCache.save has written, whole; it is damaged or another: {error}") from error
+        raise ValueError(f"{path} must be a file that {kind.writer} has written, whole; it is damaged or another: {error}") from error
     with file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} must be of format {FORMAT!r}; got {metadata.get('format')!r}")
-        if metadata.get("version") != VERSION:
-            raise ValueError(f"{path} must be of version {VERSION!r}; got {metadata.get('version')!r}")
-        text = metadata.get("cache", "")
+        for name in ("format", "version"):
+            if metadata.get(name) != getattr(kind, name):
+                raise ValueError(f"{path} must be of {name} {getattr(kind, name)!r}; got {metadata.get(name)!r}")
+        text = metadata.get(kind.field, "")
         if metadata.get("sha256") != checksum(text, file.keys(), file.get_tensor):
-            raise ValueError(f"{path} must hold what BoundedCache.save wrote; it is damaged: its SHA-256 differs from the one noted there")
+            raise ValueError(f"{path} must hold what {kind.writer} wrote; it is damaged: its SHA-256 differs from the one noted there")
         try:
             description = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path} must describe its cache in JSON; it does not: {error!r}") from error
+            raise ValueError(f"{path} must describe its {kind.field} in JSON; it does not: {error!r}") from error
         yield file, description
 
 
@@ -89,12 +102,12 @@ def checksum(text, names, get):
     return digest.hexdigest()
 
 
-def check_tensors(path, file, layout):
+def check_tensors(path, kind, file, layout):
     """Compare the tensors of a file with {name: (shape, dtype)}; ValueError where they differ."""
     names = set(file.keys())
     if names != set(layout):
         differing = sorted(names ^ set(layout))
-        raise ValueError(f"{path} must hold the tensors of its cache; missing or unknown: {', '.join(differing[:8])}")
+        raise ValueError(f"{path} must hold the tensors of its {kind.field}; missing or unknown: {', '.join(differing[:8])}")
     for name, (shape, dtype) in layout.items():
         stored = file.get_slice(name)
         got = (tuple(stored.get_shape()), _DTYPES.get(stored.get_dtype(), stored.get_dtype()))
