@@ -10,6 +10,7 @@ import click
 from selkey.bench import units, workloads
 from selkey.bench.learn_command import learn
 from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
+from selkey.bench.quality.command import quality
 from selkey.bench.selectors.command import selectors
 from selkey.bench.summaries.command import summaries
 from selkey.bench.training.command import train
@@ -132,6 +133,7 @@ def bench(
         _draw(writer.rows, folder, console)
 
 
+bench.add_command(quality)
 bench.add_command(selectors)
 bench.add_command(summaries)
 

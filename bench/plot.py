@@ -1,7 +1,7 @@
 """Figures from records alone: nothing is measured, looked up or remembered here."""
 
 from selkey.bench import records
-from selkey.bench.plots import formats, memory, prefill, quality, roofline, selectors, speedup, stream, summaries, throughput
+from selkey.bench.plots import formats, memory, prefill, quality, roofline, selection, selectors, speedup, stream, summaries, throughput
 
 FIGURES = {
     "roofline": roofline.draw,
@@ -17,9 +17,8 @@ CACHE_FIGURES = {
     "cache_memory": formats.draw_memory,
     "cache_error": formats.draw_error,
     "stream": stream.draw,
-    "selectors": selectors.draw,
-    "summaries": summaries.draw,
 }
+SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "summaries": summaries.draw}
 
 
 def draw(rows, folder):
@@ -33,7 +32,7 @@ def draw(rows, folder):
         paths of the pictures.
     """
     paths = []
-    for name, draw_one in (FIGURES | CACHE_FIGURES).items():
+    for name, draw_one in (FIGURES | CACHE_FIGURES | SELECTION_FIGURES).items():
         figure = draw_one(rows)
         if figure is not None:
             path = folder / f"{name}.png"

@@ -1,0 +1,187 @@
+"""What queries are asked of: scenes of a small model trained on the spot, of a real network, and of random numbers.
+
+A scene holds the keys and values of one or more layers, in fp32 and complete, and asks its queries through whatever attention it is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from selkey.bench import minilm
+from selkey.bench.quality.indexer import Lesson
+from selkey.bench.quality.indexer import fit as fit_indexer
+from selkey.bench.quality.recall_model import attend_all
+from selkey.selection.learn.selector import fit
+
+NAMES = ("recall", "minilm", "peaky", "flat")
+CONTEXTS, LOGS, TOKENS = 32, 64, 1920
+# random queries that were asked before the others
+BEFORE = 256
+# of the tokens of the text one in so many is a query that is asked; what the others attended to is known before
+_ASKED = 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Keys and values that one layer of attention has stored.
+
+    Attributes:
+        k, v: ``[B, N, HK, D]``.
+        scale: of the logits.
+        past: ``[B, S', HQ, N]``, the shares of their attention that queries before paid to the keys.
+        hidden: ``[B, N, width]``, states of the tokens that a learned policy looks at, or None.
+        indexer: `selkey.bench.quality.indexer.Indexer` of this layer, or None.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    scale: float
+    past: torch.Tensor
+    hidden: torch.Tensor | None = None
+    indexer: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One context and its queries.
+
+    Attributes:
+        data: name out of `NAMES`.
+        part: which of several scenes of this data, such as "seed 0".
+        layers: list of `Layer`.
+        ask: function(attend) → measures by name; it calls attend(number of the layer, q ``[B, S, HQ, D]``) once for each layer, which
+            gives ``[B, S, HQ, D]``.
+        needles: ``[B, S]`` positions that the queries look for, or None.
+        pins: positions that a human pinned, a list for each batch entry, or None.
+        page: tokens of a page for policies that choose pages.
+        selector: a network that has learned from marks what to select, or None.
+    """
+
+    data: str
+    part: str
+    layers: list[Layer]
+    ask: Callable
+    needles: torch.Tensor | None = None
+    pins: list[list[int]] | None = None
+    page: int = 16
+    selector: nn.Module | None = None
+
+    @property
+    def n_keys(self):
+        return self.layers[0].k.shape[1]
+
+
+def recall(model, task, seed, contexts=CONTEXTS):
+    """Contexts of the recall task, read by a model; every pair is asked for. Pinned are the values of the marked pairs.
+
+    Selector and indexers have learned from the marks and questions of other contexts.
+
+    Args:
+        model: `selkey.bench.quality.recall_model.RecallModel`.
+        task: `selkey.bench.quality.recall_task.RecallTask`.
+        seed: of the contexts.
+    """
+    batch = task.sample(contexts, torch.Generator().manual_seed(1_000_003 + seed))
+    with torch.no_grad():
+        context = model.read(batch.tokens)
+    is_marked = (batch.asked[..., None] == batch.marks[:, None]).any(-1)
+
+    @torch.no_grad()
+    def right(attend=None):
+        return (model.answer(context, batch.questions, attend).argmax(-1) == batch.answers).float()
+
+    dense = float(right().mean())
+
+    def ask(attend):
+        is_right = right(attend)
+        of = {"accuracy": is_right, "accuracy_marked": is_right[is_marked], "accuracy_unmarked": is_right[~is_marked]}
+        return {name: float(which.mean()) for name, which in of.items()} | {"dense_accuracy": dense}
+
+    selector, indexers = _taught(model, task.sample(LOGS, torch.Generator().manual_seed(2_000_003 + seed)), seed)
+    layers = []
+    for q, k, v, indexer in zip(context.queries, context.keys, context.values, indexers, strict=True):
+        scale = k.shape[-1] ** -0.5
+        layers.append(Layer(k, v, scale, shares(q, k, scale, is_causal=True), context.hidden[0], indexer))
+    # pages as long as two pairs: of the 97 tokens of a context a page of 16 is a sixth
+    return Scene("recall", f"seed {seed}", layers, ask, batch.asked, batch.marks.tolist(), page=4, selector=selector)
+
+
+def _taught(model, batch, seed):
+    """(selector that has learned from the marks of a batch, indexer of each layer that has learned from its questions)."""
+    lessons = []
+
+    def attend(number, q):
+        k, v = context.keys[number], context.values[number]
+        lessons.append(Lesson(q, k, shares(q, k, k.shape[-1] ** -0.5)))
+        return attend_all(q, k, v)
+
+    with torch.no_grad():
+        context = model.read(batch.tokens)
+        model.answer(context, batch.questions, attend)
+    marks = torch.zeros(batch.tokens.shape, dtype=torch.bool).scatter_(1, batch.marks, True)
+    return fit(list(context.hidden[0]), list(marks), seed=seed), [fit_indexer(lesson, seed) for lesson in lessons]
+
+
+def shares(q, k, scale, is_causal=False):
+    """Of the attention of q ``[B, S, HQ, D]``, what each key of k ``[B, N, HK, D]`` gets: ``[B, S, HQ, N]``."""
+    logits = torch.einsum("bshd,bnhd->bshn", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2)) * scale
+    if is_causal:
+        logits = logits.masked_fill(torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).triu(1)[:, None], float("-inf"))
+    return logits.softmax(-1)
+
+
+def real():
+    """A scene for each layer of MiniLM on prose; one token in eight asks, the others asked before."""
+    return [_real(capture) for capture in minilm.captures("cpu")]
+
+
+def _real(capture):
+    is_asked = torch.arange(capture.q.shape[1]) % _ASKED == _ASKED // 2
+    # captured in inference mode, from which nothing can learn
+    q, k, v = (rows.clone() for rows in (capture.q, capture.k, capture.v))
+    layer = _layer(k, v, capture.scale, q[:, ~is_asked], seed=0)
+    return _scene("minilm", f"layer {capture.layer}", layer, q[:, is_asked])
+
+
+def synthetic(name, seed, tokens=TOKENS, queries=32, heads=8, kv_heads=2, width=64):
+    """Keys that come in topics (stretches of text whose keys and values resemble each other), with a part that all keys share.
+
+    "peaky": a query resembles one key, the needle, which with its topic has most of the attention. "flat": a query resembles no
+    key, and all keys get about the same.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(size, generator=random)
+
+    # a topic ends with a chance of one in 24
+    topic = (torch.rand(tokens, generator=random) < 1 / 24).cumsum(0)
+    topics = int(topic[-1]) + 1
+    k, v = (normal(topics, kv_heads, width)[topic] * 0.8 + 0.6 * normal(tokens, kv_heads, width) for _ in range(2))
+    needles = torch.randint(tokens, (1, queries + BEFORE), generator=random)
+    q = normal(1, queries + BEFORE, heads, width)
+    if name == "peaky":
+        q = 1.5 * k[needles].repeat_interleave(heads // kv_heads, 2) + 0.5 * q
+    else:
+        q, needles = 0.3 * q, None
+    k, v = (rows[None] + normal(kv_heads, width) for rows in (k, v))
+    layer = _layer(k, v, width**-0.5, q[:, queries:], seed)
+    return _scene(name, f"seed {seed}", layer, q[:, :queries], None if needles is None else needles[:, :queries])
+
+
+def _layer(k, v, scale, before, seed):
+    """A layer whose indexer has learned from the queries before."""
+    past = shares(before, k, scale)
+    return Layer(k, v, scale, past, indexer=fit_indexer(Lesson(before, k, past), seed))
+
+
+def _scene(data, part, layer, q, needles=None):
+    """One layer and queries that depend on nothing."""
+
+    def ask(attend):
+        attend(0, q)
+        return {}
+
+    return Scene(data, part, [layer], ask, needles)
