@@ -93,6 +93,16 @@ def test_everything_listed_misses_nothing_and_nothing_listed_misses_everything(d
     assert nothing[:2].eq(1).all() and nothing[2].eq(0).all()  # of a sequence without keys nothing can be missed
 
 
+def test_a_page_that_is_listed_twice_counts_once():
+    cache, _ = filled("outlier", (30, 9, 0))
+    q = torch.randn(3, 1, HQ, D)
+    once, twice = (torch.tensor(pages).expand(3, 1, HK, -1) for pages in ([3, -1, 0, -1], [3, 3, 0, 3]))
+    # the same sum in another order
+    torch.testing.assert_close(cache.missed_mass(q, once), cache.missed_mass(q, twice), rtol=0, atol=1e-6)
+    shortened = cache.missed_mass(q, twice, index_lengths=torch.full((3, 1), 2))
+    torch.testing.assert_close(shortened, cache.missed_mass(q, torch.full((3, 1, 1, 1), 3)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["fp32", "int4"])
 def test_the_estimate_is_near_the_truth_where_keys_of_a_page_are_alike(name):
     cache, _ = filled("mean", (64,), name, spread=0.3)

@@ -21,18 +21,23 @@ def by_kind(rows):
 
 def show(rows, console):
     """Print, for every kind of summary, errors and certificates at every share of exact keys."""
-    table = Table(box=box.SIMPLE, title="MiniLM on prose, whole pages exact: means over layers, heads and queries", title_justify="left")
-    columns = (
-        "summary", "bytes a key", "exact", "error, rest dropped", "rest folded", "less by", "missed", "estimated", "|off|", "Quest's bound",
+    table = Table(
+        box=box.SIMPLE_HEAD, title="MiniLM on prose, whole pages exact: means over layers, heads and queries", title_justify="left",
+        pad_edge=False, padding=(0, 1), collapse_padding=True,
     )  # fmt: skip
+    columns = ("summary", "B a key", "exact", "dropped", "folded", "less", "missed", "estimate", "off by", "bound")
     for name in columns:
-        table.add_column(name, justify="left" if name == "summary" else "right")
+        table.add_column(name, justify="left" if name == "summary" else "right", no_wrap=True)
     for (kind, page), shares in by_kind(rows).items():
         for found in shares.values():
             less = 1 - found["error_folded"] / found["error_dropped"]
             table.add_row(
-                f"{kind}, page {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.1%}", f"{found['error_dropped']:.2f}",
+                f"{kind} {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.1%}", f"{found['error_dropped']:.2f}",
                 f"{found['error_folded']:.2f}", f"{less:.0%}", f"{found['missed']:.2f}", f"{found['estimated']:.2f}",
                 f"{found['estimate_off']:.3f}", f"{found['bound']:.3f}",
             )  # fmt: skip
     console.print(table)
+    console.print(
+        "dropped, folded: output error when the other pages are dropped, and when they stay by their summaries. missed: softmax mass of "
+        "the other pages; estimate: the same from summaries; off by: mean |estimate − missed|; bound: what Quest's boxes allow at most."
+    )

@@ -33,7 +33,7 @@ class KVCache:
         capacity: the most rows of a sequence, whose memory is taken at once; None: memory grows with the rows.
         summary_page: keep a summary of every so many rows, for ``rest="fold"``, for selection and for `missed_mass`.
         summary: "mean": count, mean key and mean value; "outlier": the key farthest from the others and its value as they are, and the
-            count and means of the others.
+            count and means of the others. Keys beyond ±1e15 and values beyond ±1e30 count as these.
         dtype: of q, and of rows that are read back; default the format's own, bfloat16 where it has none.
         device: of everything.
 
@@ -232,9 +232,10 @@ class KVCache:
 
         Args:
             q: ``[B, S, HQ, D]`` in the dtype of the cache.
-            indices: ``[B, S, G, K]``, numbers of pages of `summary_page` rows.
+            indices: ``[B, S, G, K]``, numbers of pages of `summary_page` rows; one that stands twice counts once.
             index_lengths, kv_lengths, query_offset, scale, backend: as in `attention`.
-            lse: ``[B, S, HQ]`` fp32 that `attention` returned for this list with ``rest="drop"``; None: it is computed here.
+            lse: ``[B, S, HQ]`` fp32 that `attention` returned for this list, each page once, with ``rest="drop"``; None: it is
+                computed here.
 
         Returns:
             ``[B, S, HQ]`` fp32, from 0 (nothing is missed) to 1 (nothing that matters is listed).
@@ -253,7 +254,9 @@ class KVCache:
         arguments.update(kv_lengths=lengths, scale=self.head_dim**-0.5 if scale is None else scale)
         with undisturbed():
             if lse is None:
-                _, lse, _ = self.store.attention(q, indices, **arguments)
+                _, lse, _ = self.store.attention(
+                    q, **arguments | {"indices": rests.each_once(indices, index_lengths), "index_lengths": None}
+                )
             return rests.missed_mass(self.summaries, q, indices, lse, arguments)
 
 

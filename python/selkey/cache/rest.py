@@ -124,15 +124,28 @@ def whole_pages(cache, S, kv_lengths, query_offset):
 
 def other_pages(cache, q, indices, arguments):
     """Which pages a query does not list and sees whole: ``[B, S, G, pages]`` bool."""
-    B, S, G, K = indices.shape
+    B, S, G, _ = indices.shape
     pages = pages_of(cache)
-    is_listed = (indices >= 0) & (indices < pages)
-    if arguments["index_lengths"] is not None:
-        lengths = arguments["index_lengths"]
-        is_listed &= torch.arange(K, device=q.device) < (lengths[..., None] if lengths.dim() == 2 else lengths)[..., None]
+    is_listed = (indices >= 0) & (indices < pages) & _counts(indices, arguments["index_lengths"])
     listed = torch.zeros((B, S, G, pages + 1), dtype=torch.bool, device=q.device)
     listed.scatter_(-1, torch.where(is_listed, indices, pages).long(), True)
     return ~listed[..., :-1] & whole_pages(cache, S, arguments["kv_lengths"], arguments["query_offset"])[:, :, None]
+
+
+def each_once(indices, index_lengths):
+    """Lists ``[B, S, G, K]`` in ascending order, −1 in place of what stands a second time or beyond its length."""
+    indices = indices.masked_fill(~_counts(indices, index_lengths), -1).sort(-1).values
+    is_again = torch.zeros_like(indices, dtype=torch.bool)
+    is_again[..., 1:] = indices[..., 1:] == indices[..., :-1]
+    return indices.masked_fill(is_again, -1)
+
+
+def _counts(indices, index_lengths):
+    """Which slots of lists ``[B, S, G, K]`` lie within their length, ``[B, S]`` or ``[B, S, G]`` or None."""
+    if index_lengths is None:
+        return torch.ones((), dtype=torch.bool, device=indices.device)
+    lengths = index_lengths[..., None] if index_lengths.dim() == 2 else index_lengths
+    return torch.arange(indices.shape[3], device=indices.device) < lengths[..., None]
 
 
 def _row_bias(summaries, key_bias, pages):

@@ -12,11 +12,11 @@ Rows are stored in the dtype of the cache, and rounded once: the page that is be
 
 import torch
 
+from selkey.cache.summary import LARGEST_KEY, LARGEST_VALUE
+
 KINDS = {"mean": 1, "outlier": 2}
 # rows that are taken in at once
 _AT_ONCE = 1024
-# beyond it numbers are cut, so that neither a sum over a page nor a square is infinite
-_LARGEST_KEY, _LARGEST_VALUE = 1e15, 1e30
 
 
 class Summaries:
@@ -99,7 +99,7 @@ class Summaries:
         nowhere = self.tensors["log_count"].shape[1] // M - 1
         pages = torch.where(pages * P < after[:, None], pages, nowhere)
         entry = torch.arange(B, device=k.device)[:, None]
-        for name, values in summarise(laid_out[..., :-1], laid_out[..., -1], None, self.widths, self.kind).items():
+        for name, values in summarise_groups(laid_out[..., :-1], laid_out[..., -1], None, self.widths, self.kind).items():
             tensor = self.tensors[name]
             if tensor.dtype != torch.float32:
                 largest = torch.finfo(tensor.dtype).max
@@ -109,7 +109,7 @@ class Summaries:
         self.tensors["open_rows"].copy_(still_open[entry[:, 0], after // P - first])
 
 
-def summarise(rows, count, spread, widths, kind):
+def summarise_groups(rows, count, spread, widths, kind):
     """Summaries of groups of rows, which may be summaries themselves.
 
     Args:
@@ -147,7 +147,7 @@ def summarise(rows, count, spread, widths, kind):
 def _clean_rows(k, v, is_real):
     """Key, value and 1 of every row ``[B, S, HK, widths + 1]`` fp32; 0 throughout where a row is not real or not finite."""
     is_row, parts = is_real[..., None], []
-    for rows, largest in ((k, _LARGEST_KEY), (v, _LARGEST_VALUE)):
+    for rows, largest in ((k, LARGEST_KEY), (v, LARGEST_VALUE)):
         if rows is not None:
             is_row = is_row & rows.isfinite().all(-1)
             parts.append(rows.float().clamp(-largest, largest))

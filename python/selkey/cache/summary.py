@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 # Larger numbers count as these: squares of keys and sums of values must not overflow fp32.
-_LARGEST_KEY, _LARGEST_VALUE = 1e15, 1e30
+LARGEST_KEY, LARGEST_VALUE = 1e15, 1e30
 
 
 class Summary(NamedTuple):
@@ -46,8 +46,8 @@ def of_rows(k, v, live):
         live: ``[...]`` bool.
     """
     live = live & k.isfinite().all(-1) & v.isfinite().all(-1)
-    k = torch.where(live.unsqueeze(-1), k.float().clamp(-_LARGEST_KEY, _LARGEST_KEY), 0.0)
-    v = torch.where(live.unsqueeze(-1), v.float().clamp(-_LARGEST_VALUE, _LARGEST_VALUE), 0.0)
+    k = torch.where(live.unsqueeze(-1), k.float().clamp(-LARGEST_KEY, LARGEST_KEY), 0.0)
+    v = torch.where(live.unsqueeze(-1), v.float().clamp(-LARGEST_VALUE, LARGEST_VALUE), 0.0)
     return Summary(live.long(), k, v, k.new_zeros(*k.shape[:-1], k.shape[-1] // 2))
 
 

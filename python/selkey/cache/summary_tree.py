@@ -7,7 +7,7 @@ keys would be, but for the choice of the row apart.
 
 import torch
 
-from selkey.cache.summaries import summarise
+from selkey.cache.summaries import summarise_groups
 
 _NAMES = ("mean_key", "log_count", "spread")
 # nodes that are made at once: their rows are copied in fp32
@@ -103,7 +103,7 @@ class SummaryTree:
         count = taken["log_count"].exp() * is_there[..., None]
         spread = torch.where(count > 0, taken["spread"], 0.0)
         keys = taken["mean_key"].masked_fill((count == 0)[..., None], 0.0)
-        made = summarise(keys, count, spread, [keys.shape[-1]], self.summaries.kind)
+        made = summarise_groups(keys, count, spread, [keys.shape[-1]], self.summaries.kind)
         places = torch.where(nodes < end, nodes, own["log_count"].shape[1] // M - 1)
         for name in _NAMES:
             tensor = own[name]
