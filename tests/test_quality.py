@@ -95,7 +95,7 @@ def test_the_model_recalls(model):
 
 
 def test_recall_over_selected_keys(scene):
-    """The bars of the project (facts, §D rows 4 to 7): of 97 keys."""
+    """What a few of 97 keys must suffice for, and what they must not."""
     right = {k: answered(scene, of_policy(lambda k: selection.Oracle(k, per="query_head")), k)["accuracy"] for k in (1, 2, 4)}
     assert right[1] >= 0.99 and right[2] >= 0.995 and right[4] >= 0.995
     pins = answered(scene, NAMED["pins"], 5)
@@ -112,6 +112,7 @@ def test_recall_over_selected_keys(scene):
     assert answered(scene, NAMED["indexer"], 2)["accuracy"] >= 0.98
     learned = answered(scene, NAMED["learned"], 8)
     assert learned["accuracy_marked"] >= 0.95 and learned["accuracy_unmarked"] < 0.5
+    assert learned["marks_recall_at_8"] >= 0.95 and learned["marks_random_at_8"] == pytest.approx(8 / 97)
 
 
 def test_low_bits_answer_as_well(scene):

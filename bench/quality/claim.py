@@ -82,6 +82,10 @@ def show(rows, console):
         console.print(answer(here) + "\n", markup=False)
     if found:
         console.print(overall(found) + "\n", markup=False)
+    learned = next((row["quality"] for row in rows if row["quality"] and "marks_recall_at_8" in row["quality"]), None)
+    if learned is not None:
+        random = f"{learned['marks_random_at_8']:.3f} for 8 random tokens"
+        console.print(f"Learned from marks: recall@8 of the marked tokens {learned['marks_recall_at_8']:.3f} in new contexts, {random}.\n")
     for row in rows:
         if row["status"]["state"] != "ok":
             name = row["case"]["data"] if row["impl"] is None else f"{row['impl']['label']}, {row['case']['cfg_id']}"

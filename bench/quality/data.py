@@ -13,7 +13,7 @@ from selkey.bench import minilm
 from selkey.bench.quality.indexer import Lesson
 from selkey.bench.quality.indexer import fit as fit_indexer
 from selkey.bench.quality.recall_model import attend_all
-from selkey.selection.learn.selector import fit
+from selkey.selection.learn import Report, evaluate, fit
 
 NAMES = ("recall", "minilm", "peaky", "flat")
 CONTEXTS, LOGS, TOKENS = 32, 64, 1920
@@ -57,6 +57,7 @@ class Scene:
         pins: positions that a human pinned, a list for each batch entry, or None.
         page: tokens of a page for policies that choose pages.
         selector: a network that has learned from marks what to select, or None.
+        selector_report: how well it finds the marks of contexts that it has not seen, `selkey.selection.learn.Report`.
     """
 
     data: str
@@ -67,6 +68,7 @@ class Scene:
     pins: list[list[int]] | None = None
     page: int = 16
     selector: nn.Module | None = None
+    selector_report: Report | None = None
 
     @property
     def n_keys(self):
@@ -76,7 +78,8 @@ class Scene:
 def recall(model, task, seed, contexts=CONTEXTS):
     """Contexts of the recall task, read by a model; every pair is asked for. Pinned are the values of the marked pairs.
 
-    Selector and indexers have learned from the marks and questions of other contexts.
+    A human marks key and value of a pair, and the selector learns both: eight tokens of 97. Selector and indexers have learned from the
+    marks and questions of other contexts.
 
     Args:
         model: `selkey.bench.quality.recall_model.RecallModel`.
@@ -105,7 +108,16 @@ def recall(model, task, seed, contexts=CONTEXTS):
         scale = k.shape[-1] ** -0.5
         layers.append(Layer(k, v, scale, shares(q, k, scale, is_causal=True), context.hidden[0], indexer))
     # pages as long as two pairs: of the 97 tokens of a context a page of 16 is a sixth
-    return Scene("recall", f"seed {seed}", layers, ask, batch.asked, batch.marks.tolist(), page=4, selector=selector)
+    report = evaluate(selector, list(context.hidden[0]), _marked_pairs(batch), 8, is_held_out=True)
+    return Scene(
+        "recall", f"seed {seed}", layers, ask, batch.asked, batch.marks.tolist(), page=4, selector=selector, selector_report=report
+    )
+
+
+def _marked_pairs(batch):
+    """Which tokens a human marked, key and value: a list of ``[N]`` bool."""
+    places = torch.cat((batch.marks - 1, batch.marks), 1)
+    return list(torch.zeros(batch.tokens.shape, dtype=torch.bool).scatter_(1, places, True))
 
 
 def _taught(model, batch, seed):
@@ -120,8 +132,7 @@ def _taught(model, batch, seed):
     with torch.no_grad():
         context = model.read(batch.tokens)
         model.answer(context, batch.questions, attend)
-    marks = torch.zeros(batch.tokens.shape, dtype=torch.bool).scatter_(1, batch.marks, True)
-    return fit(list(context.hidden[0]), list(marks), seed=seed), [fit_indexer(lesson, seed) for lesson in lessons]
+    return fit(list(context.hidden[0]), _marked_pairs(batch), seed=seed), [fit_indexer(lesson, seed) for lesson in lessons]
 
 
 def shares(q, k, scale, is_causal=False):

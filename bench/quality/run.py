@@ -167,6 +167,9 @@ def one(scene, caches, contestant, k):
         observe(policy, scene.layers[number], caches[number])
     attendance = Attendance(scene, caches, policies, contestant.rest)
     answered = scene.ask(attendance)
+    if contestant.name == "learned":
+        report = scene.selector_report
+        answered |= {"marks_recall_at_8": report.recall, "marks_random_at_8": report.random}
     return attendance.means() | answered
 
 
