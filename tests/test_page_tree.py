@@ -1,6 +1,8 @@
 """Choosing pages by their summaries, all of them and by descending a tree."""
 
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ pytest.importorskip("triton")
 
 from selkey.cache.rest import page_mass  # noqa: E402
 from selkey.cache.summary_tree import SummaryTree, current_tree  # noqa: E402
+from selkey.selection import Sinks, Union, Window, page_tree, scoring  # noqa: E402
 from selkey.selection.page_tree import PageTree  # noqa: E402
 from selkey.selection.policy import Sizes  # noqa: E402
 from selkey.selection.summary_pages import SummaryPages  # noqa: E402
@@ -61,6 +64,76 @@ def test_the_pages_of_most_estimated_mass_are_chosen(per, kind):
         for policy in (SummaryPages(21, P, per=per), PageTree(21, P, branch=3, width=20, per=per)):  # a width that opens everything
             found = policy.select(q, cache, query_offset=offset)
             assert found.dtype == torch.int32 and torch.equal(found, brute_force(policy, cache, q, per, offset)), (policy, offset)
+
+
+@pytest.mark.parametrize("heads", [1, HK, HQ])
+@pytest.mark.parametrize("per", ["kv_head", "query_head"])
+def test_pages_that_are_excluded_whole_are_not_chosen(per, heads, monkeypatch):
+    monkeypatch.setattr(scoring, "_SCORE_BYTES", 1)
+    monkeypatch.setattr(page_tree, "_GATHER_BYTES", 1)
+    cache, q = filled([75, 30, 0]), torch.randn(3, 3, HQ, D)
+    # some pages are gone for some heads, some for all, some in part; keys stand twice or nowhere
+    exclude = torch.randint(-3, 80, (3, 3, heads, 60))
+    exclude[..., :14] = torch.tensor([*range(8, 16), 57, 58, 59, 60, 61, 10**6])
+    for offset in (None, torch.tensor([56, 3, 0]), torch.tensor([58, 13, 0])):
+        flat, tree = (make(21, P, per=per, **more) for make, more in ((SummaryPages, {}), (PageTree, dict(branch=3, width=20))))
+        lists = tree.select(q, cache, query_offset=offset, exclude=exclude)
+        assert torch.equal(lists, flat.select(q, cache, query_offset=offset, exclude=exclude))
+        assert not ((lists == 2) | (lists == 3))[0].any() and (lists[0] >= 0).any()
+    none = exclude[..., :0]
+    assert torch.equal(tree.select(q, cache, exclude=none), tree.select(q, cache))
+
+
+@pytest.mark.parametrize("make", [SummaryPages, PageTree])
+def test_a_union_fills_its_budget(make):
+    cache, q = filled([400]), torch.randn(1, 2, HQ, D)
+    cache.summaries.tensors["log_count"][:, [0, 99]] += 20  # what is chosen already has most of the mass
+    lists = Union(Sinks(4), Window(4), make(16, P), budget=16).select(q, cache, query_offset=398)
+    # the first query sees the last page but for its last key; all it sees of it is in its window
+    assert (lists[0, 1] >= 0).all()
+    assert (lists[0, 0] >= 0).sum(-1).min() >= 15
+
+
+def test_a_node_that_is_seen_in_part_does_not_stand_for_another():
+    """With a width of one node, the best whole one is opened beside the one at the end."""
+    k = 0.1 * torch.randn(1, 64, HK, D)
+    k[:, 8:12] += 3
+    q = torch.ones(1, 1, HQ, D)
+    for offset, last in ((45, 11), (47, None), (40, 10)):
+        lists = PageTree(4, P, branch=2, width=1).select(q, filled([64], k=k), query_offset=offset)
+        assert lists.flatten().unique().tolist() == [2 if last is None else last]
+        lists = PageTree(8, P, branch=4, width=1).select(q, filled([64], k=k), query_offset=offset)
+        assert (lists == 2).any(-1).all()
+
+
+def test_each_query_gets_what_it_gets_alone(monkeypatch):
+    monkeypatch.setattr(scoring, "_SCORE_BYTES", 1)
+    monkeypatch.setattr(page_tree, "_GATHER_BYTES", 1)
+    cache, q = filled([75, 30, 0]), torch.randn(3, 5, HQ, D)
+    for policy in (SummaryPages(16, P), PageTree(16, P, branch=2)):
+        lists = policy.select(q, cache)
+        for s in range(5):
+            assert torch.equal(lists[:, s : s + 1], policy.select(q[:, s : s + 1], cache))
+
+
+def test_one_thread_at_a_time_makes_the_tree(monkeypatch):
+    cache, inside, most = filled([75]), [], []
+    update = SummaryTree.update
+
+    def watched(tree):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        update(tree)
+        inside.pop()
+
+    monkeypatch.setattr(SummaryTree, "update", watched)
+    threads = [threading.Thread(target=current_tree, args=(cache.summaries, 2)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
 
 
 def test_a_page_that_is_seen_in_part_is_chosen_and_its_future_keys_change_nothing():

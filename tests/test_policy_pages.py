@@ -88,6 +88,24 @@ def test_a_page_that_is_not_finite_is_never_chosen():
     assert lists[0, :, 1].tolist() == [[0, 1, 2, 4, 5, -1]] * 4
 
 
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("per", ["kv_head", "query_head"])
+def test_whatever_the_sign_of_the_query(per, bad):
+    """q · inf is inf for a positive q, and so is the bound; 0 · inf would be NaN."""
+
+    def change(k):
+        k[0, 17, 0, 2] = bad
+
+    cache, q = ragged(change=change), torch.randn(3, 3, 4, 24)
+    q[:, :, :, 2] = torch.tensor([1.0, -1.0, 0.0])[:, None]
+    lists = Quest(48, 8, per).select(q, cache)
+    heads = lists.shape[2] // 2
+    assert lists[0, :, :heads].tolist() == [[[0, 1, 3, 4, 5, -1]] * heads] * 3
+    assert lists[0, :, heads:].tolist() == [[[0, 1, 2, 3, 4, 5]] * heads] * 3
+    # with other pages in the same tile, and room for one page alone
+    assert not (Quest(8, 8, per).select(q, cache)[0, :, :heads] == 2).any()
+
+
 def test_caches_are_kept_apart_and_let_go():
     policy, caches, q = Quest(16, 8), [ragged(), ragged()], torch.randn(3, 1, 4, 24)
     assert not torch.equal(*(policy.select(q, cache) for cache in caches))
@@ -114,7 +132,7 @@ def test_most_and_a_union_count_keys():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: Quest(15), "k must be at least a page, page_size=16 keys; got 15"),
+    (lambda: Quest(15), "k must be at least page_size=16, one page; got 15"),
     (lambda: Quest(16, 0), "page_size must be at least 1; got 0"),
     (lambda: Quest(16, per="page"), "per must be one of kv_head, query_head; got 'page'"),
 ])  # fmt: skip

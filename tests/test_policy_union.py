@@ -62,7 +62,7 @@ def test_the_best_of_the_rest():
     cache, q, pins = ragged(), torch.randn(3, 2, 4, 24), Pins()
     pins.pin(0, [20, 7, 1])
     offset = torch.tensor([33, 9, 0])
-    # in whatever order they are given, pins, sinks and window come before what scores
+    # pin 1 is a sink: pins, sinks and window are 7 keys. In whatever order they are given, pins, sinks and window come before what scores
     lists = Union(Oracle(4), Window(3), pins, Sinks(2)).select(q, cache, query_offset=offset)
     short = Union(Oracle(4), Window(3), pins, Sinks(2), budget=10).select(q, cache, query_offset=offset)
     assert lists.shape == (3, 2, 2, 12) and short.shape == (3, 2, 2, 10)
@@ -73,7 +73,7 @@ def test_the_best_of_the_rest():
             for g in range(2):
                 scores = [float("-inf") if i in held else float(share) for i, share in enumerate(shares[g])]
                 assert set(live(lists[b, s, g])) == held | set(best(scores, 4))
-                assert set(live(short[b, s, g])) == held | set(best(scores, 2))
+                assert set(live(short[b, s, g])) == held | set(best(scores, 3))
 
 
 def test_members_of_any_heads_and_their_attention():
@@ -125,6 +125,31 @@ def test_an_empty_cache():
         policy.select(torch.randn(3, 2, 4, 24), cache)
 
 
+def test_a_budget_counts_each_position_once():
+    cache, q, pins = ragged(), torch.randn(3, 2, 4, 24), Pins()
+    for b in range(2):
+        pins.pin(b, range(4))
+    four = Union(pins, Sinks(4), budget=4).select(q, cache)
+    assert four.tolist() == [[[[0, 1, 2, 3]]] * 2] * 2 + [[[[-1] * 4]] * 2]
+    more = Pins()
+    more.pin(0, [2, 3, 4])
+    lists = Union(pins, more, Sinks(2), Sinks(3), Window(3), Window(2), Oracle(9), budget=10).select(q, cache)
+    # 5 pins and a window of 3 leave two keys
+    assert lists.shape == (3, 2, 2, 10) and (lists[0] >= 0).all()
+    assert set(live(lists[0, 0, 0])) > {0, 1, 2, 3, 4, 38, 39, 40}
+    with pytest.raises(ValueError, match="beside 5 pins, 8 keys together in batch entry 0; got budget=7"):
+        Union(pins, more, Sinks(3), Window(3), budget=7).select(q, cache)
+
+
+def test_a_short_sequence_needs_no_more_than_its_rows():
+    cache, q = ragged(N=3), torch.randn(3, 2, 4, 24)
+    for offset in (None, 1):
+        lists = Union(Sinks(64), Window(512), budget=100).select(q, cache, query_offset=offset)
+        assert [live(of) for of in lists[0, :, 0]] == [[0, 1] + [2] * (offset is None), [0, 1, 2]] and lists.shape[3] == 100
+    lists = Union(Window(512), Oracle(9), budget=3).select(q, cache)
+    assert lists[0].tolist() == [[[0, 1, 2]] * 2] * 2
+
+
 def too_many_pins(*members, budget):
     pins, cache = Pins(), ragged()
     pins.pin(1, range(5))
@@ -133,8 +158,8 @@ def too_many_pins(*members, budget):
 
 @pytest.mark.parametrize("call, error, message", [
     (lambda: too_many_pins(budget=4), ValueError, "budget must hold the pins: batch entry 1 has 5 pins; got budget=4"),
-    (lambda: too_many_pins(Sinks(4), Window(9), Oracle(3), budget=17), ValueError,
-     r"budget must hold Sinks\(4\), Window\(9\) beside 5 pins, 18 keys together; got budget=17"),
+    (lambda: too_many_pins(Sinks(4), Window(7), Oracle(3), budget=11), ValueError,
+     r"budget must hold Sinks\(4\), Window\(7\) beside 5 pins, 12 keys together in batch entry 1; got budget=11"),
     (lambda: Union(), ValueError, "policies must be at least one; got none"),
     (lambda: Union(Sinks(4), "window"), TypeError, "policies must be policies of selkey.selection; got 'window'"),
     (lambda: Union(Sinks(4), Union(Window(4), budget=4)), ValueError, "policies must not hold a Union with a budget of its own"),

@@ -5,6 +5,8 @@ keys, and for "outlier" summaries the row farthest from the others apart. Joinin
 keys would be, but for the choice of the row apart.
 """
 
+import threading
+
 import torch
 
 from selkey.cache.summaries import summarise_groups
@@ -12,14 +14,17 @@ from selkey.cache.summaries import summarise_groups
 _NAMES = ("mean_key", "log_count", "spread")
 # nodes that are made at once: their rows are copied in fp32
 _AT_ONCE = 1024
+# one for all trees: a lock cannot be pickled or copied, and trees are, with their cache
+_LOCK = threading.Lock()
 
 
 def current_tree(summaries, branch):
     """The SummaryTree of a cache's summaries, which keep it; current."""
-    tree = summaries.trees.get(branch)
-    if tree is None:
-        tree = summaries.trees[branch] = SummaryTree(summaries, branch)
-    tree.update()
+    with _LOCK:
+        tree = summaries.trees.get(branch)
+        if tree is None:
+            tree = summaries.trees[branch] = SummaryTree(summaries, branch)
+        tree.update()
     return tree
 
 

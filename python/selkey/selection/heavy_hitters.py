@@ -39,8 +39,8 @@ class HeavyHitters(ObservedPolicy):
         return mass
 
     def scores(self, q, cache, query_offset, **kw):
-        mass = self._mass(cache, q.shape[2])[:, :, : cache.rows]
-        return as_scores(mass, mass)
+        with self._states.lock:
+            return as_scores(self._mass(cache, q.shape[2])[:, :, : cache.rows])
 
     def bytes_per_step(self, sizes):
         heads = sizes.n_kv_heads if self.per == "kv_head" else sizes.n_heads

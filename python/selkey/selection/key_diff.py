@@ -1,9 +1,8 @@
 """KeyDiff: the keys that are least like the others."""
 
-import weakref
-
 import torch
 
+from selkey.selection.kept import Kept
 from selkey.selection.new_rows import NewRows
 from selkey.selection.scoring import ScorePolicy
 
@@ -22,14 +21,14 @@ class KeyDiff(ScorePolicy):
         k: how many keys, for each KV head.
     """
 
+    same_for_all_queries = True
+
     def __init__(self, k):
         super().__init__(k, "kv_head")
-        self._units = weakref.WeakKeyDictionary()
+        self._units = Kept(can_be_made_again=True)
 
     def scores(self, q, cache, query_offset, **kw):
-        if cache not in self._units:
-            self._units[cache] = _Units(cache)
-        units = self._units[cache]
+        units = self._units.of(cache, _Units)
         units.follow(cache)
         # in the order of cosines its length does not matter
         anchor = torch.nn.functional.normalize(units.total, dim=-1)[:, None].to(cache.dtype)  # [B, 1, HK, D]
@@ -57,8 +56,13 @@ class _Units(NewRows):
 
     def take(self, k, slots, is_new):
         k = k.float()
-        norms = k.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)  # [B, M, HK]
-        is_counted = is_new[..., None] & norms.isfinite()
-        self.total += (k / norms[..., None]).masked_fill(~is_counted[..., None], 0.0).sum(1)
+        tiny = torch.finfo(torch.float32).tiny
+        # squares of tiny and of huge numbers are not numbers of fp32
+        largest = k.abs().amax(-1, keepdim=True).clamp(min=tiny)  # [B, M, HK, 1]
+        k = k / largest
+        lengths = k.norm(dim=-1, keepdim=True).clamp(min=tiny)
+        is_counted = is_new[..., None, None] & largest.isfinite()
+        self.total += (k / lengths).masked_fill(~is_counted, 0.0).sum(1)
+        norms = (largest * lengths).squeeze(-1).clamp(min=tiny)
         norms = norms.masked_fill(~is_new[..., None], 0.0).movedim(1, 2)
         self.norms.scatter_add_(2, slots[:, None].expand_as(norms), norms)

@@ -22,6 +22,8 @@ class Learned(ScorePolicy):
     trained for, on the device of the cache. Those of rows that do not exist may hold anything.
     """
 
+    same_for_all_queries = True
+
     def __init__(self, k, selector):
         super().__init__(k)
         if not isinstance(selector, Selector):
@@ -42,6 +44,11 @@ class Learned(ScorePolicy):
             raise ValueError(f"hidden_states must be on the device of q, {q.device}; got {hidden_states.device}")
         if self.selector.mean.device != q.device:
             raise ValueError(f"selector must be on the device of q, {q.device}: selector.to(...); got {self.selector.mean.device}")
+        dtypes = {tensor.dtype for tensor in (*self.selector.parameters(), *self.selector.buffers())} - {torch.float32}
+        if dtypes:
+            raise TypeError(f"selector must be in torch.float32: selector.float(); got {', '.join(sorted(map(str, dtypes)))}")
+        if any(module.training for module in self.selector.modules()):
+            raise ValueError("selector must be in evaluation mode: selector.eval(); got one in training mode, which drops out at random")
         scores = self.selector(hidden_states[:, : cache.rows])[:, None, None]
         return super()._choose(q, cache, query_offset, exclude, most, scores=scores)
 

@@ -1,5 +1,7 @@
 """NewRows: something that is kept for every key of a cache, brought up to date from the rows that came since."""
 
+import threading
+
 import torch
 
 from selkey.cache.kv_cache import GROWTH
@@ -11,14 +13,19 @@ _AT_ONCE = 1 << 22
 class NewRows:
     """Follows a cache, whose rows are never written a second time.
 
-    Subclasses have `grow(rows)`, which makes room, and `take(k, slots, is_new)`.
+    Subclasses have `grow(rows)`, which makes room, and `take(k, slots, is_new)`. Several threads may follow.
     """
 
     def __init__(self, cache):
         self.known, self.lengths, self.room = [0] * cache.batch_size, torch.zeros_like(cache.lengths), 0
+        self._lock = threading.Lock()
 
     def follow(self, cache):
         """Take in what was appended since the last call."""
+        with self._lock:
+            self._follow(cache)
+
+    def _follow(self, cache):
         new = max((now - before for now, before in zip(cache.known_lengths, self.known, strict=True)), default=0)
         if new <= 0:
             return

@@ -1,12 +1,11 @@
 """Attention that was paid, gathered from the lists and weights of the operator."""
 
-import weakref
-
 import torch
 
 from selkey import checks
 from selkey.cache import kv_checks
 from selkey.cache.surroundings import undisturbed
+from selkey.selection.kept import Kept
 from selkey.selection.policy import check_cache, check_lists
 from selkey.selection.scoring import ScorePolicy
 
@@ -15,14 +14,18 @@ _AT_ONCE = 1 << 22
 
 
 class ObservedPolicy(ScorePolicy):
-    """A policy that `observe` feeds; what it has seen is kept for each cache by itself.
+    """A policy that `observe` feeds; what it has seen is kept for each cache by itself, and is pickled and copied with the cache.
 
-    A key is a candidate once an observed query has paid attention to it: before anything is observed nothing is chosen.
+    A key is a candidate once an observed query has paid attention to it (`SnapKV`: or to a key beside it): before anything is observed
+    nothing is chosen. Pickle a policy together with its caches, ``pickle.dumps((cache, policy))``: alone it brings them along, and
+    forgets what it has seen of those that nobody else holds.
     """
+
+    same_for_all_queries = True
 
     def __init__(self, k, per="kv_head"):
         super().__init__(k, per)
-        self._states = weakref.WeakKeyDictionary()
+        self._states = Kept()
 
     @undisturbed()
     def observe(self, indices, weights, cache, *, block_size=1, lengths=None):
@@ -54,7 +57,8 @@ class ObservedPolicy(ScorePolicy):
             raise ValueError(f"indices must have the K={K} slots of weights; got {list(indices.shape)}")
         checks._check_common(weights, block_size, None, None, None, None, None, cache.batch_size, HQ)
         real = kv_checks._check_lengths(lengths, cache.batch_size, S)
-        self._take(indices, weights, cache, block_size, real)
+        with self._states.lock:
+            self._take(indices, weights, cache, block_size, real)
 
     def reset(self, cache=None):
         """Forget what was observed of a cache; None: of all."""
@@ -109,6 +113,6 @@ def add_attention(mass, indices, weights, is_real, block_size, lengths):
         mass.scatter_add_(2, keys, share)
 
 
-def as_scores(mass, scores):
-    """Scores ``[B, 1, H, N]`` of keys that got attention, −inf for the others."""
-    return scores.masked_fill(mass <= 0, float("-inf"))[:, None]
+def as_scores(mass):
+    """Scores ``[B, 1, H, N]`` of keys by their mass, −inf where there is none."""
+    return mass.masked_fill(mass <= 0, float("-inf"))[:, None]

@@ -33,8 +33,7 @@ class Pins(Policy):
             TypeError, ValueError: something else. Nothing is pinned then.
         """
         batch, positions = _check(batch, positions)
-        self._pinned[batch] = sorted({*self._pinned.get(batch, ()), *positions})
-        self._tables.clear()
+        self._hold(batch, {*self._pinned.get(batch, ()), *positions})
 
     def unpin(self, batch, positions):
         """Let go of pinned positions of a batch entry.
@@ -47,16 +46,21 @@ class Pins(Policy):
         unknown = [position for position in positions if position not in held]
         if unknown:
             raise ValueError(f"positions must be pinned in batch entry {batch}; got {unknown}, which are not")
-        self._pinned[batch] = sorted(held.difference(positions))
-        self._tables.clear()
+        self._hold(batch, held.difference(positions))
 
     def pinned(self, batch):
         """The pinned positions of a batch entry, a sorted list of ints."""
         return list(self._pinned.get(_check_batch(batch), ()))
 
+    def check_entries(self, cache):
+        """The cache has the batch entries that pins are in; raises ValueError."""
+        last = max(self._pinned, default=-1)
+        if last >= cache.batch_size:
+            raise ValueError(f"cache must have the batch entries that pins are in, up to {last}; got batch_size={cache.batch_size}")
+
     def counts(self, cache):
         """How many pins lie within the sequence of every batch entry, a list of ints from the host."""
-        self._check_entries(cache)
+        self.check_entries(cache)
         return [bisect.bisect_left(self._pinned.get(b, ()), rows) for b, rows in enumerate(cache.known_lengths)]
 
     def width(self, most=None):
@@ -74,6 +78,13 @@ class Pins(Policy):
     def bytes_per_step(self, sizes):
         return 8 * sizes.batch_size * self.width()
 
+    def _hold(self, batch, positions):
+        """Pin these positions of a batch entry and no others; an entry without a pin is not kept."""
+        self._pinned.pop(batch, None)
+        if positions:
+            self._pinned[batch] = sorted(positions)
+        self._tables.clear()
+
     def _table(self, cache):
         """Positions ``[B, pins]`` int64 in ascending order, the largest number behind them."""
         key = (cache.device, cache.batch_size)
@@ -83,11 +94,6 @@ class Pins(Policy):
                 table[batch, : len(positions)] = torch.tensor(positions, dtype=torch.int64)
             self._tables[key] = table.to(cache.device, non_blocking=True)
         return self._tables[key]
-
-    def _check_entries(self, cache):
-        last = max((batch for batch, positions in self._pinned.items() if positions), default=-1)
-        if last >= cache.batch_size:
-            raise ValueError(f"cache must have the batch entries that pins are in, up to {last}; got batch_size={cache.batch_size}")
 
 
 def _check_batch(batch):

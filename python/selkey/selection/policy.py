@@ -63,7 +63,10 @@ class Policy:
 
         Returns:
             ``[B, S, G, K]`` int32, G in (1, HK, HQ): positions (block_size > 1: pages) in ascending order, −1 behind the last. Never
-            a key that the cache does not hold or that is in the future of the query.
+            a key that the cache does not hold or that is in the future of the query. Which of the others are named may depend on the
+            keys of the future that the cache holds: `Quest` takes a page that the query sees in part by the box of all its keys,
+            `KeyDiff` compares with the mean of all keys, observed queries (`HeavyHitters`, `SnapKV`) may be later ones, and `PageTree`
+            begins its descent at a level that goes by how many keys there are, whatever they hold.
 
         Raises:
             TypeError, ValueError: an argument of the wrong kind, dtype, device or shape.
@@ -111,6 +114,14 @@ def check_count(name, value, least):
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     return int(value)
+
+
+def check_page(k, page_size):
+    """A page size, with room for one page in k."""
+    check_count("page_size", page_size, 1)
+    if check_count("k", k, 0) < page_size:
+        raise ValueError(f"k must be at least page_size={page_size}, one page; got {k}")
+    return int(page_size)
 
 
 def check_per(per):

@@ -1,11 +1,12 @@
 """Quest: pages by an upper bound on the logits of their keys."""
 
-import weakref
+import functools
 
 import torch
 
+from selkey.selection.kept import Kept
 from selkey.selection.new_rows import NewRows
-from selkey.selection.policy import check_count
+from selkey.selection.policy import check_page
 from selkey.selection.scoring import ScorePolicy
 
 # bytes of boxes that are multiplied at once
@@ -32,17 +33,13 @@ class Quest(ScorePolicy):
 
     def __init__(self, k, page_size=16, per="kv_head"):
         super().__init__(k, per)
-        self.block_size = check_count("page_size", page_size, 1)
-        if self.k < self.block_size:
-            raise ValueError(f"k must be at least a page, page_size={page_size} keys; got {k}")
-        self._boxes = weakref.WeakKeyDictionary()
+        self.block_size = check_page(k, page_size)
+        self._boxes = Kept(can_be_made_again=True)
 
     def boxes(self, cache):
         """(smallest, largest) of every column of the keys of a page, both ``[B, pages, HK, D]`` in the dtype of the cache; +inf and
         −inf where a page has no rows."""
-        if cache not in self._boxes:
-            self._boxes[cache] = _Boxes(cache, self.block_size)
-        boxes = self._boxes[cache]
+        boxes = self._boxes.of(cache, functools.partial(_Boxes, page_size=self.block_size))
         boxes.follow(cache)
         pages = -(-cache.rows // self.block_size)
         return boxes.low[:, :pages], boxes.high[:, :pages]
@@ -58,7 +55,9 @@ class Quest(ScorePolicy):
             part = slice(first, first + few)
             # [B, S, HK, R, D] · [B, P, HK, D]: where q is not below 0 the largest makes the bound, elsewhere the smallest
             bound = torch.einsum("bshrd,bphd->bshrp", upper, high[:, part].float())
-            bounds[..., part] = bound + torch.einsum("bshrd,bphd->bshrp", lower, low[:, part].float())
+            bound += torch.einsum("bshrd,bphd->bshrp", lower, low[:, part].float())
+            is_finite = (low[:, part].isfinite() & high[:, part].isfinite()).all(-1)  # [B, P, HK]
+            bounds[..., part] = bound.masked_fill(~is_finite.transpose(1, 2)[:, None, :, None], float("-inf"))
         return bounds.amax(3) if self.per == "kv_head" else bounds.flatten(2, 3)
 
     def bytes_per_step(self, sizes):

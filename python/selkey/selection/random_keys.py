@@ -18,12 +18,14 @@ class Random(ScorePolicy):
 
     Args:
         k: how many keys.
-        seed: int.
+        seed: int from 0 to 2⁶⁴ − 1.
     """
 
     def __init__(self, k, seed=0):
         super().__init__(k)
         self.seed = check_count("seed", seed, 0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must fit 64 bits; got {seed}")
         self._generators = {}
 
     def scores(self, q, cache, query_offset, **kw):

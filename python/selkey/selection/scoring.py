@@ -21,16 +21,21 @@ class ScorePolicy(Policy):
 
     Attributes:
         per_query: names of keywords of `select` that are tensors ``[B, S, …]``.
+        same_for_all_queries: whether the score of a key is the same whatever query asks.
     """
 
     per_query = ()
+    same_for_all_queries = False
 
     def __init__(self, k, per=None):
         self.k = check_count("k", k, 0)
         self.per = None if per is None else check_per(per)
 
     def scores(self, q, cache, query_offset, **kw):
-        """``[B, S, G, N]`` fp32, or for pages ``[B, S, G, pages]``; S may be 1 where the score is the same for every query."""
+        """``[B, S, G, N]`` fp32, or for pages ``[B, S, G, pages]``.
+
+        With `same_for_all_queries` ``[B, 1, G, N]``: q is then the first query alone, and it is called once.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def width(self, most):
@@ -45,17 +50,18 @@ class ScorePolicy(Policy):
         chosen = torch.full((B, S, self.list_heads(q, cache), self.width(most)), -1, dtype=torch.int32, device=q.device)
         if chosen.numel() == 0 or cache.rows == 0:
             return chosen
+        same = self.scores(q[:, :1], cache, query_offset, **kw) if self.same_for_all_queries else None
+        if same is not None and query_offset is None and exclude is None:
+            end = visible_end(cache, None, 0, 1)
+            return self.best(same, self._is_open(cache, end, None, same.shape[2]), chosen.shape[3]).expand(chosen.shape)
         few = max(1, _SCORE_BYTES // (4 * B * HQ * cache.rows))
         for first in range(0, S, few):
             part = slice(first, min(first + few, S))
             offset = None if query_offset is None else query_offset + first
             here = kw | {name: kw[name][:, part] for name in self.per_query if isinstance(kw.get(name), torch.Tensor)}
-            scores = self.scores(q[:, part], cache, offset, **here)
+            scores = self.scores(q[:, part], cache, offset, **here) if same is None else same
             end = visible_end(cache, query_offset, first, part.stop - first)
             gone = None if exclude is None else exclude[:, part]
-            if scores.shape[1] == 1 and query_offset is None and exclude is None:
-                # one list for all queries
-                return self.best(scores, self._is_open(cache, end[:, :1], None, scores.shape[2]), chosen.shape[3]).expand(chosen.shape)
             chosen[:, part] = self.best(scores, self._is_open(cache, end, gone, scores.shape[2]), chosen.shape[3])
         return chosen
 

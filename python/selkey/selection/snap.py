@@ -12,8 +12,9 @@ class SnapKV(ObservedPolicy):
     """The k keys around which the last `window` observed queries paid most attention.
 
     The score of a key is the largest sum among the `kernel` keys around it, so that what stands beside an important key is kept with
-    it. Feed it with `observe`; the lists and weights of the last `window` queries are kept. Li, Huang, Yang, Venkitesh, Locatelli,
-    Ye, Cai, Lewis, Chen, "SnapKV: LLM Knows What You are Looking for Before Generation", 2024; it looks once, at the end of the prompt.
+    it, even if no observed query read it (and then nobody knows whether it holds NaN). Feed it with `observe`; the lists and weights of
+    the last `window` queries are kept. Li, Huang, Yang, Venkitesh, Locatelli, Ye, Cai, Lewis, Chen, "SnapKV: LLM Knows What You are
+    Looking for Before Generation", 2024; it looks once, at the end of the prompt.
 
     Cost: sums, pooled sums and scores, 20 · B · N · H, H = HK or HQ; and after an observation, with lists of k slots,
     window · B · k · (4 · HQ + 12 · H).
@@ -75,9 +76,10 @@ class SnapKV(ObservedPolicy):
         return mass
 
     def scores(self, q, cache, query_offset, **kw):
-        mass = self._mass(cache, q.shape[2])
+        with self._states.lock:
+            mass = self._mass(cache, q.shape[2])
         pooled = torch.nn.functional.max_pool1d(mass, self.kernel, stride=1, padding=self.kernel // 2)
-        return as_scores(mass, pooled)
+        return as_scores(pooled)
 
     def bytes_per_step(self, sizes):
         heads = sizes.n_kv_heads if self.per == "kv_head" else sizes.n_heads

@@ -5,7 +5,7 @@ import torch
 from selkey.cache.kv_checks import check_summaries
 from selkey.cache.rest import page_mass, whole_pages
 from selkey.cache.summaries import KINDS
-from selkey.selection.policy import check_cache, check_count, check_scale, visible_end
+from selkey.selection.policy import check_cache, check_page, check_scale, visible_end
 from selkey.selection.scoring import ScorePolicy
 
 
@@ -16,7 +16,8 @@ class SummaryPages(ScorePolicy):
     otherwise have to guess. A page that a query sees in part is always chosen, because nothing else stands for it and its summary holds
     keys of the future. Per KV head: the share of the attention, averaged over the query heads of the group.
 
-    Cost: the summaries' keys, B · N / page_size · HK · M · (D · element + 8), M rows of a page; and scores that are written and read.
+    Cost: the summaries' keys, M rows of a page, and scores that are written and read:
+    B · pages · (HK · M · (D · element_bytes + 8) + 8 · HQ), and per KV head 8 · B · pages · HK for the averages.
 
     Args:
         k: how many keys, at least page_size.
@@ -45,16 +46,9 @@ class SummaryPages(ScorePolicy):
 
     def bytes_per_step(self, sizes):
         pages = -(-sizes.rows // self.block_size)
-        of_summaries = pages * sizes.n_kv_heads * self.rows_per_page * (sizes.head_dim * sizes.element_bytes + 8)
-        return sizes.batch_size * (of_summaries + 8 * pages * sizes.n_heads)
-
-
-def check_page(k, page_size):
-    """A page size, with room for one page in k."""
-    check_count("page_size", page_size, 1)
-    if check_count("k", k, 0) < page_size:
-        raise ValueError(f"k must be at least page_size={page_size}, one page; got {k}")
-    return int(page_size)
+        of_summaries = sizes.n_kv_heads * self.rows_per_page * (sizes.head_dim * sizes.element_bytes + 8)
+        averages = 8 * sizes.n_kv_heads if self.per == "kv_head" else 0
+        return sizes.batch_size * pages * (of_summaries + 8 * sizes.n_heads + averages)
 
 
 def check_summary(kind):

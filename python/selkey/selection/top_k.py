@@ -1,7 +1,11 @@
 """TopK: the best keys of a learned indexer."""
 
+import math
+
 import torch
 
+from selkey import checks
+from selkey.indexing.checks import check_index_scores
 from selkey.indexing.functional import index_scores, select
 from selkey.selection.scoring import ScorePolicy
 
@@ -29,6 +33,8 @@ class TopK(ScorePolicy):
         super().__init__(k)
         if activation not in ("relu", "none"):
             raise ValueError(f"activation must be 'relu' or 'none'; got {activation!r}")
+        if scale is not None and not (checks._is_real(scale) and -math.inf < scale < math.inf):
+            raise ValueError(f"scale must be a finite number or None; got {scale!r}")
         self.activation, self.scale = activation, scale
 
     def _choose(self, q, cache, query_offset, exclude, most, *, q_index=None, k_index=None, weights=None, key_scales=None, **kw):
@@ -42,8 +48,21 @@ class TopK(ScorePolicy):
                 f"k_index must have shape [B, N, DI] with B={q.shape[0]} and N at least the {cache.rows} rows of the cache; "
                 f"got {list(k_index.shape)}"
             )
-        index = dict(q_index=q_index, k_index=k_index[:, : cache.rows], weights=weights)
-        index["key_scales"] = None if key_scales is None else key_scales[:, : cache.rows]
+        if q_index.device != q.device:
+            raise ValueError(f"q_index must be on the device of q, {q.device}; got {q_index.device}")
+        if key_scales is not None:
+            if not isinstance(key_scales, torch.Tensor):
+                raise TypeError(f"key_scales must be a tensor or None; got {type(key_scales).__name__}")
+            if key_scales.dim() != 2 or key_scales.shape[0] != q.shape[0] or key_scales.shape[1] < cache.rows:
+                raise ValueError(
+                    f"key_scales must have shape [B, N] with B={q.shape[0]} and N at least the {cache.rows} rows of the cache; "
+                    f"got {list(key_scales.shape)}"
+                )
+            key_scales = key_scales[:, : cache.rows]
+        index = dict(q_index=q_index, k_index=k_index[:, : cache.rows], weights=weights, key_scales=key_scales)
+        check_index_scores(
+            **index, activation=self.activation, scale=self.scale, kv_lengths=cache.lengths, query_offset=query_offset
+        )  # fmt: skip
         if exclude is not None:
             return super()._choose(q, cache, query_offset, exclude, most, **index)
         return select(

@@ -1,9 +1,13 @@
 """Union: policies together, each position once, pins first."""
 
+import bisect
+
 import torch
 
 from selkey.selection.pins import Pins
 from selkey.selection.policy import Policy, check_count, visible_end
+from selkey.selection.sinks import Sinks
+from selkey.selection.window import Window
 
 # numbers that are sorted at once
 _AT_ONCE = 1 << 22
@@ -20,7 +24,8 @@ class Union(Policy):
 
     Args:
         *policies: at least one.
-        budget: the most keys of a list; members that score share what pins, sinks and windows leave. None: all members in full.
+        budget: the most keys of a list; members that score share what pins, sinks and windows leave, of which each position counts
+            once where the host knows it: that of pins and sinks. None: all members in full.
     """
 
     def __init__(self, *policies, budget=None):
@@ -60,29 +65,37 @@ class Union(Policy):
         pins, others = (_side_by_side([nothing, *lists]) for lists in (pins, others))
         width = pins.shape[3] + others.shape[3]
         few = max(1, _AT_ONCE // max(1, q.shape[0] * heads * width))
-        parts = [merged(*part) for part in zip(pins.split(few, 1), others.split(few, 1), strict=True)]
+        # what is cut off is empty
+        parts = [merged(*part)[..., :budget] for part in zip(pins.split(few, 1), others.split(few, 1), strict=True)]
         return torch.cat(parts, 1)
 
     def _certain(self, cache, budget):
-        """Slots of pins, sinks and windows; an error if the budget does not hold them. None without a budget."""
+        """The most keys that pins, sinks and windows have in a list; an error if the budget does not hold them. None without a budget."""
         if budget is None:
             return None
-        pins = [policy for policy in self.policies if isinstance(policy, Pins)]
-        counts = [0] * cache.batch_size
+        fixed = [policy for policy in self.policies if policy.is_fixed]
+        pins = [policy for policy in fixed if isinstance(policy, Pins)]
         for policy in pins:
-            counts = [held + more for held, more in zip(counts, policy.counts(cache), strict=True)]
-        for b, count in enumerate(counts):
+            policy.check_entries(cache)
+        # of several, the largest holds the others
+        sinks, window = (max((policy.n for policy in fixed if isinstance(policy, kind)), default=0) for kind in (Sinks, Window))
+        others = sum(policy.width() for policy in fixed if not isinstance(policy, (Pins, Sinks, Window)))
+        most = 0
+        for b, rows in enumerate(cache.known_lengths):
+            pinned = pins[0].pinned(b) if len(pins) == 1 else sorted({position for policy in pins for position in policy.pinned(b)})
+            held, within = bisect.bisect_left(pinned, rows), min(sinks, rows)
+            if held > budget:
+                raise ValueError(f"budget must hold the pins: batch entry {b} has {held} pins; got budget={budget}")
+            known = held + within - bisect.bisect_left(pinned, within)
+            # where a window is depends on the query; in a sequence there are no more positions than rows
+            count = min(rows, known + min(window, rows) + others)
             if count > budget:
-                raise ValueError(f"budget must hold the pins: batch entry {b} has {count} pins; got budget={budget}")
-        widths = {policy: policy.width() for policy in self.policies if policy.is_fixed and not isinstance(policy, Pins)}
-        # every Pins has lists of the width of its fullest entry
-        certain = sum(max(policy.counts(cache), default=0) for policy in pins) + sum(widths.values())
-        if certain > budget:
-            names = ", ".join(f"{type(policy).__name__}({width})" for policy, width in widths.items())
-            raise ValueError(
-                f"budget must hold {names} beside {certain - sum(widths.values())} pins, {certain} keys together; got budget={budget}"
-            )
-        return certain
+                names = ", ".join(f"{type(policy).__name__}({policy.width()})" for policy in fixed if not isinstance(policy, Pins))
+                raise ValueError(
+                    f"budget must hold {names} beside {held} pins, {count} keys together in batch entry {b}; got budget={budget}"
+                )
+            most = max(most, count)
+        return most
 
     def bytes_per_step(self, sizes):
         total = sum(policy.bytes_per_step(sizes) for policy in self.policies)
