@@ -1,5 +1,6 @@
 """The command `selkey learn`: from a log of human marks to a selector, on the hidden states of MiniLM."""
 
+import os
 from pathlib import Path
 
 import click
@@ -11,16 +12,25 @@ TOKENIZER = "all-MiniLM-L6-v2"
 _PIECE = 510
 
 
+def _number(context, parameter, value):
+    """A range of click lets NaN pass, which is neither below nor above anything."""
+    if value != value:
+        raise click.BadParameter("nan is no number.")
+    return value
+
+
 @click.command()
 @click.argument("log", metavar="LOG.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File for the selector; replaced if there.")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File for the selector; one that is there is replaced.",
+)  # fmt: skip
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens to select in each document for the report.")
 @click.option(
-    "--held-out", type=click.FloatRange(min=0, max=1, max_open=True), default=0.25, show_default=True,
+    "--held-out", type=click.FloatRange(min=0, max=1, max_open=True), callback=_number, default=0.25, show_default=True,
     help="Share of the documents that the report is on and that nothing is learned from.",
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Training steps.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True)
 def learn(log, out, k, held_out, steps, seed):
     """Learn from a log of human marks what to select.
 
@@ -35,11 +45,10 @@ def learn(log, out, k, held_out, steps, seed):
     from selkey.selection import learn as learning
 
     console = Console(highlight=False)
+    _check_out(out, log)
     reason = minilm.missing()
     if reason:
         raise click.ClickException(f"selkey learn {reason}")
-    if not out.absolute().parent.is_dir():
-        raise click.UsageError(f"--out {out} cannot be written: there is no folder {out.absolute().parent}")
     try:
         records, complaints = learning.read_log(log, tokenizer=TOKENIZER)
         tokenizer, model = minilm.load()
@@ -68,6 +77,19 @@ def learn(log, out, k, held_out, steps, seed):
     console.print(f"learned from {len(train)} documents")
     console.print(str(report))
     console.print(f"selector   {out}", soft_wrap=True)
+
+
+def _check_out(out, log):
+    """Before anything is done: nothing but a selector may be replaced, least of all the marks."""
+    from selkey.selection.learn.selector_file import is_selector
+
+    if not out.absolute().parent.is_dir():
+        raise click.UsageError(f"--out {out} cannot be written: there is no folder {out.absolute().parent}")
+    # a link to the log is the log, too
+    if os.path.exists(out) and os.path.samefile(out, log):
+        raise click.UsageError(f"--out {out} is the log itself, whose marks it would overwrite; name another file")
+    if os.path.exists(out) and not is_selector(out):
+        raise click.UsageError(f"--out {out} is there and is no selector that selkey learn wrote; it is left alone: name another file")
 
 
 def hidden_states(tokenizer, model, document):

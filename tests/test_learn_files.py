@@ -1,5 +1,6 @@
 """A selector comes back from its file as it was, or the error says what is wrong with the file; `selkey learn` makes such files."""
 
+import copy
 import json
 import re
 import struct
@@ -10,8 +11,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import selkey
+from selkey import tensor_file
 from selkey.bench.learn_command import learn
 from selkey.selection.learn import Selector, load, save
+from selkey.selection.learn.selector_file import FILE
 
 WIDTH = 48
 
@@ -93,7 +96,88 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, selector, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_selector_of_another_dtype_is_written_in_fp32(tmp_path, selector):
+    state = torch.randn(5, WIDTH)
+    expected = selector(state)
+    for dtype, tolerance in ((torch.float64, 0.0), (torch.float16, 1e-2)):
+        save(copy.deepcopy(selector).to(dtype), tmp_path / "s")
+        # fp32 goes through fp64 and comes back; fp16 keeps 11 bits of each weight
+        torch.testing.assert_close(load(tmp_path / "s")(state), expected, rtol=0, atol=tolerance)
+
+
+def test_what_cannot_be_saved(tmp_path, selector):
+    with pytest.raises(TypeError, match="selector must be a Selector; got Linear"):
+        save(torch.nn.Linear(3, 1), tmp_path / "s")
+    with pytest.raises(TypeError, match="states must be a string, the name of the hidden states; got PosixPath"):
+        save(selector, tmp_path / "s", tmp_path)
+    assert not list(tmp_path.iterdir())
+    for width, hidden, name in ((0, 8, "width"), (8, 0, "hidden"), (8.0, 8, "width")):
+        with pytest.raises(ValueError, match=f"{name} must be an int of at least 1"):
+            Selector(width, hidden)
+
+
+def test_a_file_that_claims_more_than_it_holds(tmp_path, selector):
+    large = {"width": 2**20, "hidden": 2**20, "states": ""}
+    # four terabytes, were it built before the file is looked at
+    tensor_file.write(tmp_path / "s", FILE, {"mean": torch.zeros(1)}, large)
+    with pytest.raises(ValueError, match="s must hold the tensors of its selector; missing or unknown: deviation"):
+        load(tmp_path / "s")
+    tensor_file.write(tmp_path / "s", FILE, selector.state_dict(), large)
+    with pytest.raises(ValueError, match=r"s: \S+ must have shape \[1048576"):
+        load(tmp_path / "s")
+
+
+def test_loading_leaves_the_global_generator_alone(tmp_path, selector):
+    save(selector, tmp_path / "s")
+    before = torch.get_rng_state()
+    load(tmp_path / "s")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # The command.
+
+
+def run(*arguments):
+    result = CliRunner().invoke(learn, list(map(str, arguments)))
+    # as wide as the terminal of the runner, the text is broken
+    return result.exit_code, " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_the_command_never_overwrites_the_marks(tmp_path, link):
+    path = out = tmp_path / "marks.jsonl"
+    path.write_text('{"text": "abc", "marks": [[0, 1]], "unit": "char"}\n')
+    content = path.read_bytes()
+    if link:
+        out = tmp_path / "s"
+        getattr(out, link)(path)
+    code, output = run(path, "--out", out)
+    assert code == 2 and "is the log itself, whose marks it would overwrite" in output
+    assert path.read_bytes() == content == out.read_bytes()
+
+
+def test_the_command_replaces_selectors_alone(tmp_path, selector):
+    path, out = tmp_path / "marks.jsonl", tmp_path / "s"
+    path.write_text("")
+    for content in (b"", b"three years of work", struct.pack("<Q", 2) + b"{}"):
+        out.write_bytes(content)
+        code, output = run(path, "--out", out)
+        assert code == 2 and "is there and is no selector that selkey learn wrote" in output and out.read_bytes() == content
+    selkey.BoundedCache(1, 1, 8).save(out)
+    assert run(path, "--out", out)[0] == 2
+    # a selector, of this version or another, damaged or not, is no obstacle; what is wrong then is the log, or that MiniLM is missing
+    save(selector, out)
+    for version in ("1", "2"):
+        save_file(load_file(out), out, header(out) | {"version": version})
+        assert run(path, "--out", out)[0] == 1
+
+
+@pytest.mark.parametrize("option, value", [("--held-out", "nan"), ("--held-out", "1"), ("--seed", 2**63), ("--seed", -1)])
+def test_numbers_that_the_command_does_not_take(tmp_path, option, value):
+    path = tmp_path / "marks.jsonl"
+    path.write_text("")
+    code, output = run(path, "--out", tmp_path / "s", option, value)
+    assert code == 2 and f"Invalid value for '{option}'" in output
 
 
 def test_the_command_learns_from_a_log(tmp_path):

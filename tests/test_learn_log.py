@@ -1,12 +1,13 @@
 """A log of marks: what is written is read again, what is wrong is named by file, record and line, and a half-written end costs one line."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from selkey.selection.learn import Record, append_log, examples, read_log, split
+from selkey.selection.learn import Record, append_log, examples, read_log
 
 pytestmark = pytest.mark.clean_memory
 
@@ -59,13 +60,20 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines_are_of_no_matter(tmp_
     assert len(records) == 2 and not complaints and records[1].place.endswith("record 2 (line 4)")
 
 
-@pytest.mark.parametrize("end", ["", "\n"])
 @pytest.mark.parametrize("part", [1, 9, 25, -1])
-def test_a_half_written_last_line_is_reported_and_the_rest_is_used(tmp_path, part, end):
+def test_a_half_written_last_line_is_reported_and_the_rest_is_used(tmp_path, part):
     line = json.dumps(GOOD | {"text": "über 4711 geht nichts"}, ensure_ascii=False).encode()[:part]
-    records, complaints = read_log(log(tmp_path, IDS, GOOD, line, end=end))
-    assert len(records) == 2
-    assert len(complaints) == 1 and "marks.jsonl, record 3 (line 3): the last line is not whole" in complaints[0]
+    records, complaints = read_log(log(tmp_path, IDS, GOOD, line, end=""))
+    assert len(records) == 2 and len(complaints) == 1
+    # the reason is the parser's
+    assert re.search(r"marks.jsonl, record 3 \(line 3\): the last line is not whole and was left out; .*line 1 column", complaints[0])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n  "])
+@pytest.mark.parametrize("line", [json.dumps(GOOD)[:25], "{'text': 'x', 'marks': [], 'unit': 'char'}", json.dumps(GOOD) * 2])
+def test_a_broken_last_line_with_a_line_break_behind_it_is_no_half_written_one(tmp_path, line, end):
+    with pytest.raises(ValueError, match=r"marks.jsonl, record 2 \(line 2\): it must be JSON in UTF-8; .*line 1 column"):
+        read_log(log(tmp_path, GOOD, line, end=end))
 
 
 def test_half_a_letter_and_zeros_at_the_end(tmp_path):
@@ -75,13 +83,60 @@ def test_half_a_letter_and_zeros_at_the_end(tmp_path):
 
 
 def test_appending_after_a_crash_leaves_no_bad_line_in_the_middle(tmp_path):
-    path = log(tmp_path, GOOD, json.dumps(IDS)[:20], end="")
-    append_log(path, Record.from_object(IDS))
-    assert [record.unit for record in read_log(path)[0]] == ["char", "token"]
+    path, half = log(tmp_path, GOOD, json.dumps(IDS)[:20], end=""), json.dumps(IDS)[:20].encode()
+    path.chmod(0o600)
+    for times in (1, 2):
+        with pytest.warns(UserWarning, match=r"marks.jsonl was only half written; it was moved to .*marks.jsonl.partial"):
+            append_log(path, Record.from_object(IDS))
+        records, complaints = read_log(path)
+        assert [record.unit for record in records] == ["char", *times * ["token"]] and not complaints
+        # not a byte is lost, and none is for other eyes than the log
+        partial = tmp_path / "marks.jsonl.partial"
+        assert partial.read_bytes() == times * (half + b"\n") and partial.stat().st_mode & 0o777 == 0o600
+        path.write_bytes(path.read_bytes() + half)
     whole = log(tmp_path, GOOD, GOOD | {"text": "a" * 200_000}, end="")
     append_log(whole, Record.from_object(IDS))
     records, complaints = read_log(whole)
     assert len(records) == 3 and not complaints
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_appending_to_a_line_without_its_line_break(tmp_path, encoding):
+    path, record = tmp_path / "marks.jsonl", Record.from_object(IDS)
+    for text in (json.dumps(GOOD), json.dumps(GOOD) + "\n  ", json.dumps(GOOD) + "\r"):
+        path.write_bytes(text.encode(encoding))
+        append_log(path, record)
+        assert path.read_bytes() == text.encode(encoding) + b"\n" + record.line().encode() + b"\n" and len(read_log(path)[0]) == 2
+    path.write_bytes('{"te'.encode(encoding))
+    with pytest.warns(UserWarning):
+        append_log(path, record)
+    assert read_log(path)[0] == [record] and path.read_bytes().startswith("".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"three years of work, in one line",
+        b"12 years",
+        2 * json.dumps(GOOD).encode(),
+        b'[\n  {"a": 1}\n]x',
+        b'{"a": "\0\0',
+        json.dumps(GOOD).encode() + b"\n" + 9 * b"\0",
+    ]
+    + [(json.dumps(GOOD) + end).encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32") for end in ("", "\n")],
+)
+def test_nothing_is_appended_to_what_is_no_log(tmp_path, content):
+    path = tmp_path / "marks.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="marks.jsonl must be a log"):
+        append_log(path, Record.from_object(IDS))
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_appended_must_be_a_record(tmp_path):
+    with pytest.raises(TypeError, match="record must be a Record; got dict"):
+        append_log(tmp_path / "marks.jsonl", GOOD)
+    assert not list(tmp_path.iterdir())
 
 
 def test_many_writers_at_once(tmp_path):
@@ -123,6 +178,9 @@ def test_many_writers_at_once(tmp_path):
         (GOOD | {"text": ""}, "text must not be empty"),
         ({"marks": [], "unit": "char"}, "text or tokens must be given"),
         ('{"text": "a\\ud800", "marks": [], "unit": "char"}', "half of a surrogate pair"),
+        ('{"text": "abc", "marks": [], "unit": "char", "time": "\\ud800"}', "time must be Unicode; character 0 is half of a surrogate"),
+        ('{"text": "abc", "marks": [[0, 1]], "marks": [], "unit": "char"}', "'marks' stands there twice"),
+        (IDS | {"tokenizer": ""}, "need the name of their tokenizer"),
         ('{"text": "abc", "marks": [[0, NaN]], "unit": "char"}', "NaN is no number of JSON"),
         (IDS | {"tokens": [1, 2**31]}, "token 1 is 2147483648"),
         (IDS | {"tokens": [1, -1]}, "token 1 is -1"),
@@ -150,6 +208,11 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_a_whole_last_line_that_is_wrong_is_an_error_too(tmp_path):
     with pytest.raises(ValueError, match=r"record 2 \(line 2\): marks: the span"):
         read_log(log(tmp_path, GOOD, GOOD | {"marks": [[11, 17]]}, end=""))
+    with pytest.raises(ValueError, match=r"record 2 \(line 2\): .*'unit' stands there twice"):
+        read_log(log(tmp_path, GOOD, '{"text": "abc", "marks": [], "unit": "char", "unit": "char"}', end=""))
+    # a line that was cut never holds more than a record
+    with pytest.raises(ValueError, match=r"record 2 \(line 2\): .*Extra data"):
+        read_log(log(tmp_path, GOOD, 2 * json.dumps(GOOD), end=""))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \r\n", b"\xef\xbb\xbf"])
@@ -171,6 +234,10 @@ def test_a_log_of_another_tokenizer(tmp_path):
         read_log(path, tokenizer="mine")
     with pytest.raises(ValueError, match=r"record 3 \(line 3\): tokenizer must be 'toy', that of .*record 2 \(line 2\); got 'other'"):
         read_log(log(tmp_path, GOOD, IDS, IDS | {"tokenizer": "other"}))
+    with pytest.raises(ValueError, match="tokenizer must be a name or None; got ''"):
+        read_log(path, tokenizer="")
+    with pytest.raises(TypeError, match="tokenizer must be a string, a name, or None; got int"):
+        read_log(path, tokenizer=7)
 
 
 # From records to examples.
@@ -219,31 +286,28 @@ def test_tokens_that_the_tokenizer_does_not_make_of_the_text():
         examples([Record.from_object(GOOD)])
 
 
-# Held-out documents.
+@pytest.mark.parametrize(
+    "made, error, message",
+    [
+        (([1, 2], [(0, 1)]), ValueError, "offsets must hold a pair for each of the 2 tokens; got 1"),
+        (([1, 2], [(0, 1), (1, 99)]), ValueError, "offsets of token 1 must be characters"),
+        (([1, 2], [0, 1]), ValueError, "offsets of token 0 must be .*two integers; got 0"),
+        (([1.5], [(0, 1)]), ValueError, "token 0 is 1.5"),
+        (([], []), ValueError, "the tokenizer makes no token of the text"),
+        ([1], TypeError, r"tokenize must return \(ids, offsets\) of the text; got list"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_a_tokenizer_that_gives_something_else(made, error, message):
+    with pytest.raises(error, match=f"^record.*: .*{message}"):
+        examples([Record.from_object(GOOD)], lambda text: made)
 
 
-def documents(n):
-    return examples([Record(tokens=[i, i + 1], tokenizer="toy", marks=[[0, 1]] if i % 5 else [], unit="token") for i in range(n)])[0]
-
-
-def test_documents_are_split_by_their_tokens_alone():
-    found = documents(50)
-    train, held_out = split(found)
-    assert len(held_out) == 10 and len(train) == 40 and all(one.marks.any() for one in held_out)
-    again = split(found[::-1])
-    assert {one.document for one in again[1]} == {one.document for one in held_out}
-
-
-@pytest.mark.parametrize("n, share, expected", [(2, 0.25, 0), (3, 0.25, 1), (3, 0.99, 1), (9, 0.0, 0), (1, 0.5, 0)])
-def test_few_documents(n, share, expected):
-    train, held_out = split(documents(n), share)
-    assert (len(train), len(held_out)) == (n - expected, expected)
-
-
-def test_a_share_that_leaves_nothing_to_learn_from():
-    for share in (1, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="share must be at least 0 and less than 1"):
-            split(documents(3), share)
+def test_records_are_records():
+    with pytest.raises(TypeError, match=r"records\[0\] must be of type Record; got dict"):
+        examples([GOOD])
+    with pytest.raises(TypeError, match="records must be a list of Record; got Record"):
+        examples(Record.from_object(GOOD))
 
 
 def test_examples_are_tensors():

@@ -1,11 +1,12 @@
 """A selector finds what was marked in texts that it has not seen, where random tokens do not; the policy selects by it."""
 
+import numpy
 import pytest
 import torch
 
 import selkey
 from selkey.bench.training.experiment import one_thread
-from selkey.selection.learn import Selector, evaluate, fit
+from selkey.selection.learn import Record, Selector, evaluate, examples, fit, split
 from selkey.selection.learn.selector import _loss
 from selkey.selection.learned import Learned
 
@@ -51,7 +52,7 @@ def selector():
 
 
 def test_recall_at_8_from_64_logs(selector):
-    report = evaluate(selector, *logs(100, seed=2), k=8)
+    report = evaluate(selector, *logs(100, seed=2), k=8, is_held_out=True)
     assert report.recall >= 0.95, report
     assert report.random == pytest.approx(8 / 97) and report.best == 1 and report.first < 0.2
     assert (report.documents, report.tokens, report.marks) == (100, 9700, 800)
@@ -63,13 +64,13 @@ def test_recall_at_8_from_64_logs(selector):
 def test_marks_of_nobody_teach_nothing():
     states, marks = logs(32, seed=3)
     shuffled = [mark[torch.randperm(LENGTH, generator=torch.Generator().manual_seed(i))] for i, mark in enumerate(marks)]
-    report = evaluate(fit(states, shuffled, steps=100), *logs(50, seed=2), k=8)
+    report = evaluate(fit(states, shuffled, steps=100), *logs(50, seed=2), k=8, is_held_out=True)
     assert report.recall < 0.25, report
 
 
 def test_more_logs_teach_more(selector):
-    few = evaluate(fit(*logs(4, seed=1), steps=100), *logs(50, seed=2), k=8)
-    assert few.random + 0.1 < few.recall < evaluate(selector, *logs(50, seed=2), k=8).recall - 0.05
+    few = evaluate(fit(*logs(4, seed=1), steps=100), *logs(50, seed=2), k=8, is_held_out=True)
+    assert few.random + 0.1 < few.recall < evaluate(selector, *logs(50, seed=2), k=8, is_held_out=True).recall - 0.05
 
 
 def test_the_seed_decides_all_and_the_global_generator_is_left_alone():
@@ -99,13 +100,14 @@ def test_documents_without_marks_teach_too():
     marks = [torch.tensor([True, False, False]), torch.tensor([False, False, False])]
     scores = fit(states, marks, steps=100)(torch.eye(3))
     assert scores[0] > scores[2] + 1
-    assert evaluate(lambda state: state[:, 0], states, marks, 1).documents == 1
+    assert evaluate(lambda state: state[:, 0], states, marks, 1, is_held_out=False).documents == 1
 
 
 def test_coordinates_of_any_size_and_constant_ones():
     states, marks = logs(16, seed=5)
     stretch = torch.logspace(-3, 4, WIDTH)
-    report = evaluate(fit([state * stretch + 7 for state in states], marks, steps=100), [s * stretch + 7 for s in states], marks, 8)
+    stretched = [state * stretch + 7 for state in states]
+    report = evaluate(fit(stretched, marks, steps=100), stretched, marks, 8, is_held_out=False)
     assert report.recall > 0.9
     flat = [torch.cat((state, torch.full((LENGTH, 1), 3.0)), 1) for state in states]
     assert fit(flat, marks, steps=2)(flat[0]).isfinite().all()
@@ -149,16 +151,107 @@ def test_documents_that_do_not_fit(states, marks, message):
         fit(states, marks)
 
 
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        *(({"steps": steps}, f"steps must be an int of at least 1; got {steps!r}") for steps in (0, -1, 1.5, True)),
+        *(({"hidden": hidden}, f"hidden must be an int of at least 1; got {hidden!r}") for hidden in (0, 2.0, "a")),
+        *(({"seed": seed}, r"seed must be an int from 0 to 2\*\*63 - 1; got") for seed in ("a", -1, 2**63, None)),
+        *(({"learning_rate": rate}, "learning_rate must be a finite number of at least 0") for rate in (-1, float("nan"), "a")),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite number"),
+    ],
+)
+def test_numbers_out_of_range(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        fit(*logs(1, seed=9), **{"steps": 1} | keywords)
+
+
+@pytest.mark.parametrize(
+    "states, marks, rejected, message",
+    [
+        ([numpy.zeros((3, 2))], [torch.ones(3).bool()], None, r"states\[0\] must be of type Tensor; got ndarray"),
+        (numpy.zeros((1, 3, 2)), [torch.ones(3).bool()], None, "states must be a list of Tensor; got ndarray"),
+        ([torch.zeros(3, 2)], [[True, False, True]], None, r"marks\[0\] must be of type Tensor; got list"),
+        ([torch.zeros(3, 2)], [torch.ones(3).bool()], [None], r"rejected\[0\] must be of type Tensor; got NoneType"),
+        (torch.tensor(1.0), [torch.ones(3).bool()], None, "states must be a list of Tensor; got Tensor"),
+    ],
+)
+def test_what_is_no_list_of_tensors(states, marks, rejected, message):
+    with pytest.raises(TypeError, match=message):
+        fit(states, marks, rejected)
+    if rejected is None:
+        with pytest.raises(TypeError, match=message):
+            evaluate(lambda state: state[:, 0], states, marks, 1, is_held_out=True)
+
+
+def test_states_may_come_from_a_graph_or_from_inference_or_stacked():
+    states, marks = logs(3, seed=10)
+    expected = fit(states, marks, steps=3)(states[0])
+    with_graph = [state.clone().requires_grad_() * 1 for state in states]
+    found = [fit(with_graph, marks, steps=3), fit(torch.stack(states), torch.stack(marks), torch.stack(marks) & False, steps=3)]
+    with torch.no_grad():
+        found.append(fit(states, marks, steps=3))
+    with torch.inference_mode():
+        inner = [state.clone() for state in states], [mark.clone() for mark in marks]
+        found.append(fit(*inner, steps=3))
+    found += [fit(*inner, steps=3), fit(inner[0][:1], inner[1][:1], inner[1][:1], steps=3)]
+    assert all(torch.equal(one(states[0]), expected) for one in found[:-1])
+    assert all(weight.requires_grad and not weight.is_inference() for one in found for weight in one.parameters())
+    assert with_graph[0].grad_fn is not None
+    stacked, listed = ((torch.stack(states), torch.stack(marks)), (states, marks))
+    reports = [evaluate(found[0], *given, 8, is_held_out=False) for given in (stacked, listed)]
+    assert reports[0] == reports[1]
+
+
 def test_a_report_says_when_there_is_too_little():
     states, marks = logs(3, seed=8)
     score = lambda state: torch.zeros(len(state))
-    assert "fewer than 8 documents" in str(evaluate(score, states, marks, 8))
+    assert "fewer than 8 documents" in str(evaluate(score, states, marks, 8, is_held_out=True))
     seen = str(evaluate(score, states[:1], marks[:1], 3, is_held_out=False))
     assert "1 TRAINING documents" in seen and "says nothing about others" in seen and "±" not in seen
     assert "best possible     0.375" in seen
     for k in (0, True, 2.0):
         with pytest.raises(ValueError, match="k must be an int of at least 1"):
-            evaluate(score, states, marks, k)
+            evaluate(score, states, marks, k, is_held_out=True)
+
+
+def test_nobody_reports_on_training_documents_without_saying_so():
+    states, marks = logs(1, seed=8)
+    with pytest.raises(TypeError, match="is_held_out"):
+        evaluate(lambda state: state[:, 0], states, marks, 8)
+    with pytest.raises(TypeError, match="is_held_out must be True or False; got 'no'"):
+        evaluate(lambda state: state[:, 0], states, marks, 8, is_held_out="no")
+
+
+# Held-out documents.
+
+
+def documents(n):
+    return examples([Record(tokens=[i, i + 1], tokenizer="toy", marks=[[0, 1]] if i % 5 else [], unit="token") for i in range(n)])[0]
+
+
+def test_documents_are_split_by_their_tokens_alone():
+    found = documents(50)
+    train, held_out = split(found)
+    assert len(held_out) == 10 and len(train) == 40 and all(one.marks.any() for one in held_out)
+    again = split(found[::-1])
+    assert {one.document for one in again[1]} == {one.document for one in held_out}
+
+
+@pytest.mark.parametrize("n, share, expected", [(2, 0.25, 0), (3, 0.25, 1), (3, 0.99, 1), (9, 0.0, 0), (1, 0.5, 0)])
+def test_few_documents(n, share, expected):
+    train, held_out = split(documents(n), share)
+    assert (len(train), len(held_out)) == (n - expected, expected)
+
+
+def test_a_share_that_leaves_nothing_to_learn_from():
+    for share in (1, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="share must be at least 0 and less than 1"):
+            split(documents(3), share)
+    with pytest.raises(TypeError, match="share must be a number; got 'a'"):
+        split([], "a")
+    with pytest.raises(TypeError, match=r"examples\[0\] must be of type Example; got int"):
+        split([1])
 
 
 # The policy.

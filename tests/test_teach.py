@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
@@ -153,6 +154,43 @@ def test_what_cannot_be_taught_is_said_and_leaves_the_model_as_it_was():
     assert "fewer than 8 documents" in str(report)
     with pytest.raises(ValueError, match="model must have no adapters"):
         teach(adapted, documents(2), steps=1)
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        *(({"steps": steps}, ValueError, f"steps must be an int of at least 1; got {steps!r}") for steps in (0, -1, 1.5)),
+        *(({"layers": layers}, TypeError, "layers must be a list of ints, or None; got") for layers in (0, "a", ["a"], [1.0], {0})),
+        ({"layers": []}, ValueError, r"layers must name attention layers of the model; of \[\], 0"),
+        *(({"keep": keep}, ValueError, "keep must be a finite number of at least 0; got") for keep in ("a", -1, float("nan"))),
+        *(({"seed": seed}, ValueError, "seed must be an int from 0 to") for seed in ("a", -1, 2**63, 1.0)),
+        ({"rank": 0}, ValueError, "rank must be an int of at least 1; got 0"),
+        ({"learning_rate": "a"}, ValueError, "learning_rate must be a finite number"),
+        ({"held_out": 2}, ValueError, "held_out must be at least 0 and less than 1; got 2"),
+        ({"held_out": "a"}, TypeError, "held_out must be a number; got 'a'"),
+        ({"model": None}, TypeError, "model must be a causal language model of transformers; got NoneType"),
+        ({"model": torch.nn.Linear(2, 2)}, TypeError, "model must be .*; got Linear"),
+        ({"examples": [1]}, TypeError, r"examples\[0\] must be of type Example; got int"),
+        ({"examples": None}, TypeError, "examples must be a list of Example; got NoneType"),
+    ],
+)
+def test_arguments_that_are_wrong_are_named(given, error, message):
+    with pytest.raises(error, match=message):
+        teach(**{"model": tiny_llama(VOCABULARY), "examples": documents(2), "steps": 1} | given)
+
+
+def test_it_teaches_under_no_grad_and_inference_mode_too():
+    models = [tiny_llama(VOCABULARY) for _ in range(3)]
+    kept = documents(3)
+    expected = teach(models[0], kept, steps=2)[1]
+    with torch.no_grad():
+        assert teach(models[1], kept, steps=2, seed=numpy.int64(0))[1] == expected
+    with torch.inference_mode():
+        assert teach(models[2], documents(3), steps=2)[1] == expected
+        inside = tiny_llama(VOCABULARY)
+        with pytest.raises(ValueError, match="model must be made outside torch.inference_mode"):
+            teach(inside, kept, steps=2)
+    assert expected.after != expected.before
 
 
 def test_a_model_that_looks_ahead_is_said():

@@ -61,6 +61,17 @@ def write(path, kind, tensors, description):
         _flush(os.path.dirname(path))
 
 
+def is_of(path, kind):
+    """Whether there is a file that says in its header that it is of the kind, in whatever version."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == kind.format
+    except (SafetensorError, OSError):
+        return False
+
+
 @contextlib.contextmanager
 def opened(path, kind):
     """Open a file that `write` has written: yields (file, description).

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from selkey.checks import _is_int
 from selkey.hf.shares import ask, noted
-from selkey.selection.learn.examples import split
+from selkey.selection.learn.checks import check_all, check_amount, check_count, check_seed, check_share
+from selkey.selection.learn.examples import Example, split
 
 EXTRA = 'selkey.hf.teach needs transformers and peft: pip install "selkey[lora]"'
 # queries of a document that are looked at: in a step, and for the report
@@ -63,6 +65,8 @@ class TeachReport:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def teach(
     model, examples, *, steps=150, layers=None, keep=1.0, rank=8, target_modules="all-linear", learning_rate=2e-3, held_out=0.25, seed=0,
     watch=None,
@@ -75,7 +79,7 @@ def teach(
         examples: list of `selkey.selection.learn.Example` in the tokens of the model. Only marks that later, unmarked tokens can look back
             to teach anything.
         steps: of AdamW, each on one document; the control takes as many again.
-        layers: numbers of the attention layers whose attention is moved; None: all.
+        layers: list of ints, the numbers of the attention layers whose attention is moved; None: all.
         keep: weight of the KL divergence.
         rank, target_modules: of peft's LoraConfig.
         learning_rate: of AdamW.
@@ -88,15 +92,17 @@ def teach(
 
     Raises:
         ImportError: transformers or peft is missing.
-        ValueError: no document teaches anything, tokens are not of the model's vocabulary, or the model cannot be taught so.
+        TypeError: an argument is of another type.
+        ValueError: no document teaches anything, tokens are not of the model's vocabulary, the model cannot be taught so, or a number is
+            out of its range.
     """
     peft = _peft()
+    _check(model, examples, steps, layers, keep, rank, learning_rate, held_out, seed)
     documents = _usable(model, examples)
     train, judged = split(documents, held_out)
     is_held_out = bool(judged)
     judged = judged or train
-    if hasattr(model, "peft_config"):
-        raise ValueError("model must have no adapters; merge those that it has, or unload them")
+    seed = int(seed)
     rng = random.Random(seed)
     strangers = {document.document: _stand_ins(document.marks, rng) for document in documents}
     was_training, needed_grad = model.training, [parameter.requires_grad for parameter in model.parameters()]
@@ -139,6 +145,26 @@ def _peft():
     except ImportError as problem:
         raise ImportError(f"{EXTRA} ({problem})") from None
     return peft
+
+
+def _check(model, examples, steps, layers, keep, rank, learning_rate, held_out, seed):
+    from transformers import PreTrainedModel
+
+    if hasattr(model, "peft_config"):
+        raise ValueError("model must have no adapters; merge those that it has, or unload them")
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a causal language model of transformers; got {type(model).__name__}")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("model must be made outside torch.inference_mode: nothing made inside can have gradients")
+    check_all("examples", examples, Example)
+    check_count("steps", steps)
+    if not (layers is None or (isinstance(layers, (list, tuple, range)) and all(map(_is_int, layers)))):
+        raise TypeError(f"layers must be a list of ints, or None; got {layers!r}")
+    check_amount("keep", keep)
+    check_count("rank", rank)
+    check_amount("learning_rate", learning_rate)
+    check_share("held_out", held_out)
+    check_seed(seed)
 
 
 def _usable(model, examples):

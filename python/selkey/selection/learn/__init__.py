@@ -4,7 +4,7 @@
     documents, more = examples(records, tokenize)          # one a document: tokens, marks, what was rejected
     learned_from, held_out = split(documents)
     selector = fit([hidden states of each], [each.marks …], [each.rejected …])
-    print(evaluate(selector, …, k=8))                       # recall@8 on held-out documents, beside random tokens
+    print(evaluate(selector, …, k=8, is_held_out=True))     # recall@8 on held-out documents, beside random tokens
     save(selector, "marks.selector")
 
 `selkey.selection.Learned(k, selector)` selects with it; `selkey.hf.teach` moves the attention of a model itself.

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from selkey.selection.learn.checks import check_all, check_share
+from selkey.selection.learn.record import Record
+
 
 @dataclass(frozen=True)
 class Example:
@@ -36,8 +39,11 @@ def examples(records, tokenize=None):
         (list of `Example`, complaints): complaints are sentences on spans that touch no token, such as a marked blank.
 
     Raises:
-        ValueError: a record has no tokens and there is no `tokenize`, or its tokens are not those that `tokenize` gives.
+        TypeError: records are no list of `Record`, or `tokenize` does not return two things.
+        ValueError: a record has no tokens and there is no `tokenize`, its tokens are not those that `tokenize` gives, or what that gives
+            are no ids with the characters of each.
     """
+    check_all("records", records, Record)
     documents, complaints = {}, []
     for record in records:
         ids, offsets = _tokens(record, tokenize)
@@ -70,8 +76,8 @@ def split(examples, share=0.25):
     Returns:
         (to learn from, held out): two lists of `Example`.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and less than 1; got {share!r}")
+    check_all("examples", examples, Example)
+    check_share("share", share)
     marked = sorted((example for example in examples if example.marks.any()), key=lambda example: example.document)
     number = 0 if share == 0 else min(max(round(share * len(marked)), 1), max(len(marked) - 1, 0))
     held_out = {example.document for example in marked[:number]}
@@ -88,12 +94,18 @@ def _tokens(record, tokenize):
     if tokenize is None:
         missing = "tokens are" if record.tokens is None else "offsets are"
         raise record.wrong(f"{missing} missing; tokenize must be given to make them from the text")
-    ids, offsets = tokenize(record.text)
-    if record.tokens is not None and list(record.tokens) != list(ids):
-        raise record.wrong(f"tokens must be those that the tokenizer makes of the text; they are not: another than {record.tokenizer!r}?")
-    if not len(ids):
+    given = tokenize(record.text)
+    if not (isinstance(given, (list, tuple)) and len(given) == 2):
+        raise TypeError(f"{record.place}: tokenize must return (ids, offsets) of the text; got {type(given).__name__}")
+    ids, offsets = given
+    if isinstance(ids, (list, tuple)) and not ids:
         raise record.wrong("the tokenizer makes no token of the text")
-    return ids, offsets
+    # of a record is asked what must be asked of a tokenizer: ids, and for each its characters in the text
+    place = f"{record.place}, as tokenize gives it"
+    made = Record(text=record.text, tokens=ids, offsets=offsets, tokenizer="tokenize", marks=(), unit="char", place=place)
+    if record.tokens is not None and record.tokens != made.tokens:
+        raise record.wrong(f"tokens must be those that the tokenizer makes of the text; they are not: another than {record.tokenizer!r}?")
+    return made.tokens, made.offsets
 
 
 def _touched(record, spans, offsets, length, name, complaints):

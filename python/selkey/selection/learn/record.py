@@ -38,14 +38,15 @@ class Record:
 
     def __post_init__(self):
         for name in ("text", "tokenizer", "time"):
-            value = getattr(self, name)
-            if not (value is None or isinstance(value, str)):
-                raise self.wrong(f"{name} must be a string or null; got {_shown(value)}")
+            self._check_string(name, getattr(self, name))
         for name, allowed in (("unit", UNITS), ("action", ACTIONS)):
             value = getattr(self, name)
             if not (isinstance(value, str) and value in allowed):
                 raise self.wrong(f"{name} must be one of {', '.join(allowed)}; got {_shown(value)}")
-        self._check_text()
+        if self.text is None and self.tokens is None:
+            raise self.wrong("text or tokens must be given; got neither")
+        if self.text == "":
+            raise self.wrong("text must not be empty")
         self._set("tokens", None if self.tokens is None else self._ids())
         self._set("offsets", None if self.offsets is None else self._offsets())
         length, what = self._extent()
@@ -79,22 +80,20 @@ class Record:
     def _set(self, name, value):
         object.__setattr__(self, name, value)
 
-    def _check_text(self):
-        if self.text is None and self.tokens is None:
-            raise self.wrong("text or tokens must be given; got neither")
-        if self.text == "":
-            raise self.wrong("text must not be empty")
+    def _check_string(self, name, value):
+        if not (value is None or isinstance(value, str)):
+            raise self.wrong(f"{name} must be a string or null; got {_shown(value)}")
         try:
-            (self.text or "").encode()
+            (value or "").encode()
         except UnicodeEncodeError as problem:
-            raise self.wrong(f"text must be Unicode; character {problem.start} is half of a surrogate pair") from None
+            raise self.wrong(f"{name} must be Unicode; character {problem.start} is half of a surrogate pair") from None
 
     def _ids(self):
         ids = self._list("tokens", self.tokens)
         for position, token in enumerate(ids):
             if not (_is_int(token) and 0 <= token <= _LARGEST_ID):
                 raise self.wrong(f"tokens must be ids from 0 to {_LARGEST_ID}; token {position} is {_shown(token)}")
-        if self.tokenizer is None:
+        if not self.tokenizer:
             raise self.wrong("tokens need the name of their tokenizer; got none")
         return tuple(map(int, ids))
 

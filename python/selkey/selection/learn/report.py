@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from selkey.checks import _is_int
-from selkey.selection.learn.selector import check_documents
+from selkey.selection.learn.checks import check_count, check_documents
 
 # With fewer documents than this a share of them is hardly a measurement.
 FEW = 8
@@ -56,7 +55,7 @@ class Report:
 
 
 @torch.no_grad()
-def evaluate(selector, states, marks, k, *, is_held_out=True):
+def evaluate(selector, states, marks, k, *, is_held_out):
     """Recall at k of a selector.
 
     Args:
@@ -64,17 +63,19 @@ def evaluate(selector, states, marks, k, *, is_held_out=True):
         states: list of ``[N, width]``, one a document.
         marks: list of ``[N]`` bool; documents without a mark are left out.
         k: tokens to select in each, at least 1; ties go to the earlier token.
-        is_held_out: the selector was not trained on them.
+        is_held_out: True if the selector was not trained on them, False if it was: the report says which.
 
     Returns:
         `Report`.
 
     Raises:
+        TypeError: states or marks are no lists of tensors, or is_held_out is neither True nor False.
         ValueError: the lists do not fit each other, or no document has a mark.
     """
-    check_documents(states, marks)
-    if not (_is_int(k) and k >= 1):
-        raise ValueError(f"k must be an int of at least 1; got {k!r}")
+    states, marks = check_documents(states, marks)
+    check_count("k", k)
+    if not isinstance(is_held_out, bool):
+        raise TypeError(f"is_held_out must be True or False; got {is_held_out!r}")
     figures = []
     for state, mark in zip(states, marks, strict=True):
         number = int(mark.sum())

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from selkey.selection.learn.checks import check_amount, check_count, check_documents, check_seed
+
 # How many ordinary tokens a token is worth that was shown and not marked.
 HARD_NEGATIVE = 4.0
 _BATCH = 16
@@ -25,7 +27,9 @@ class Selector(nn.Module):
 
     def __init__(self, width, hidden=64):
         super().__init__()
-        self.width, self.hidden = width, hidden
+        check_count("width", width)
+        check_count("hidden", hidden)
+        self.width, self.hidden = int(width), int(hidden)
         # hidden states of some models have coordinates a thousand times larger than the rest
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
@@ -43,11 +47,16 @@ class Selector(nn.Module):
         return self.network(states).squeeze(-1)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(states, marks, rejected=None, *, hidden=64, steps=300, learning_rate=6e-3, weight_decay=0.1, seed=0, watch=None):
     """Train a selector; seconds on a CPU.
 
+    No gradient reaches the states, and it makes no difference whether it is called under `torch.no_grad` or `torch.inference_mode`.
+
     Args:
-        states: list of ``[N, width]`` floating, the hidden states of each document; N may differ.
+        states: list of ``[N, width]`` floating, the hidden states of each document; N may differ. A tensor ``[documents, N, width]`` is
+            a list too, and so with the others.
         marks: list of ``[N]`` bool.
         rejected: list of ``[N]`` bool, what was shown and not marked; None: nothing is known.
         hidden: units of the selector.
@@ -60,19 +69,25 @@ def fit(states, marks, rejected=None, *, hidden=64, steps=300, learning_rate=6e-
         `Selector` in evaluation mode, on the device of the states.
 
     Raises:
-        ValueError: the lists do not fit each other, there is no mark at all, or a state is not finite.
+        TypeError: what should be a list of tensors is none.
+        ValueError: the lists do not fit each other, there is no mark at all, a state is not finite, or a number is out of its range.
     """
-    check_documents(states, marks, rejected)
+    states, marks, *others = check_documents(states, marks, rejected)
+    check_count("hidden", hidden)
+    check_count("steps", steps)
+    check_amount("learning_rate", learning_rate)
+    check_amount("weight_decay", weight_decay)
+    check_seed(seed)
     if not any(mark.any() for mark in marks):
         raise ValueError(f"marks must hold a mark; the {len(marks)} documents have none, from which nothing can be learned")
     device = states[0].device
-    rejected = rejected or [torch.zeros_like(mark) for mark in marks]
+    rejected = others[0] if others else [torch.zeros_like(mark) for mark in marks]
     number = sum(int(mark.sum()) for mark in marks)
     positive_weight = min(sum(map(len, marks)) / number, 100.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         selector = Selector(states[0].shape[1], hidden)
-        everything = torch.cat(states).float()
+        everything = torch.cat(states).detach().float()
         selector.mean.copy_(everything.mean(0))
         selector.deviation.copy_(everything.std(0, correction=0).clamp_min(1e-6))
         selector.to(device).train()
@@ -93,25 +108,6 @@ def fit(states, marks, rejected=None, *, hidden=64, steps=300, learning_rate=6e-
             if watch is not None:
                 watch(step + 1, steps)
     return selector.eval()
-
-
-def check_documents(states, marks, rejected=None):
-    """The lists of `fit` and `evaluate`; raises TypeError or ValueError that names the document."""
-    columns = {"states": states, "marks": marks} | ({} if rejected is None else {"rejected": rejected})
-    if len({len(column) for column in columns.values()}) != 1 or not len(states):
-        lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
-        raise ValueError(f"{' and '.join(columns)} must be lists of one length, at least 1; got {lengths}")
-    for i, state in enumerate(states):
-        if state.dim() != 2 or not state.is_floating_point() or state.shape[1] != states[0].shape[-1] or not len(state):
-            raise ValueError(
-                f"states[{i}] must be floating of shape [N, width], N ≥ 1, all of one width; got {state.dtype} {list(state.shape)}"
-            )
-        if not state.isfinite().all():
-            raise ValueError(f"states[{i}] must be finite; got NaN or infinity")
-        for name in list(columns)[1:]:
-            flags = columns[name][i]
-            if flags.dtype != torch.bool or flags.shape != state.shape[:1]:
-                raise ValueError(f"{name}[{i}] must be bool of shape [{len(state)}] as states[{i}]; got {flags.dtype} {list(flags.shape)}")
 
 
 def _loss(score, states, marks, rejected, positive_weight):
