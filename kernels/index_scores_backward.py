@@ -136,11 +136,12 @@ def index_scores_gradients(grad, q, k, weights, *, activation, scale, kv_lengths
     tensors = {"q": q, "k": k, "weights": weights, "key_scales": key_scales}
     (B, S, HI, DI), N = q.shape, k.shape[1]
     if grad.numel() == 0 or q.numel() == 0:
-        return {name: torch.zeros_like(tensors[name]) for name in needs}
+        return {name: tensors[name].new_zeros(tensors[name].shape) for name in needs}
     q, inputs, scalars = index_inputs(q, k, weights, kv_lengths, query_offset, key_scales)
     architecture = architecture_of(q.device)
     flags = activation == "relu", scale < 0, query_offset is not None
-    grads = {name: torch.empty_like(tensors[name]) for name in needs & {"q", "weights"}}
+    # contiguous, as the compiler expects them
+    grads = {name: tensors[name].new_empty(tensors[name].shape) for name in needs & {"q", "weights"}}
     if grads:
         config = query_gradient_config(HI, DI, q.element_size(), architecture)
         index_query_gradients_kernel[(B * S * ceil_divide(HI, config.block_h),)](

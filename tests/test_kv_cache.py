@@ -156,6 +156,19 @@ def test_nan_in_a_query_without_a_list_reaches_nobody(name, backend, device):
     assert out[0, 1].isfinite().all() and lse[0, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("rest", ["drop", "fold"])
+@pytest.mark.parametrize("K", [1, 3])
+def test_a_cache_without_rows_takes_a_bias_for_none(rest, K, backend, device):
+    """It has room for rows, so that its memory is not empty."""
+    cache = selkey.KVCache(1, 2, 8, format="fp32", summary_page=4, page_size=4, capacity=40, device=device)
+    q, pages = torch.randn(1, 3, 4, 8, device=device), torch.zeros(1, 3, 2, K, dtype=torch.int32, device=device)
+    biases = dict(key_bias=torch.zeros(1, 0, 2, device=device), sinks=torch.zeros(4, device=device))
+    out, lse = cache.attention(q, pages, block_size=4, rest=rest, return_lse=True, backend=backend, **biases)
+    assert out.shape == q.shape and (out == 0).all()
+    bare = cache.attention(q, pages, block_size=4, rest=rest, return_lse=True, backend=backend, sinks=biases["sinks"])
+    assert torch.equal(lse, bare[1])
+
+
 # several tiers
 
 

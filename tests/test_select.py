@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import selkey
-from selkey.indexing import cpu, cpu_scores
+from selkey.indexing import cpu, cpu_scores, functional
 
 
 @pytest.fixture
@@ -97,6 +97,47 @@ def test_any_strides(backend, device, small_tiles):
     arguments["k_index"] = arguments["k_index"].mT.contiguous().mT[:, 1:]
     arguments["weights"] = arguments["weights"][:, 1:]
     assert_is_topk_of_scores(arguments, 9, backend)
+
+
+def test_the_length_of_a_list_may_come_fourth(backend, device):
+    arguments = call(device, N=20)
+    tensors = [arguments[name] for name in ("q_index", "k_index", "weights")]
+    assert torch.equal(selkey.select(*tensors, 3, backend=backend), selkey.select(*tensors, k=3, backend=backend))
+    assert torch.equal(selkey.select(*tensors[:2], None, 3, backend=backend), selkey.select(*tensors[:2], k=3, backend=backend))
+
+
+def test_lists_leave_no_trace_in_autograd(backend, device, monkeypatch):
+    """What reaches the operator is cut off from whatever made the scores."""
+    scores, seen = torch.randn(2, 9, device=device, requires_grad=True), []
+    operator = functional.ops.topk
+    monkeypatch.setattr(functional.ops, "topk", lambda scores, *others: (seen.append(scores), operator(scores, *others))[1])
+    assert not selkey.topk(scores * 2, 3, backend=backend).requires_grad
+    assert not seen[0].requires_grad and seen[0].grad_fn is None
+
+
+def test_vmap_joins_the_lists(backend, device):
+    scores = torch.randn(2, 5, 11, device=device)
+    expected = selkey.topk(scores, 3, backend=backend)
+    assert torch.equal(torch.vmap(lambda x: selkey.topk(x, 3, backend=backend), in_dims=1)(scores), expected.movedim(1, 0))
+    one_row = torch.vmap(torch.vmap(lambda x: selkey.topk(x, 3, backend=backend)), in_dims=2, out_dims=2)(scores.permute(1, 2, 0))
+    assert torch.equal(one_row, expected.permute(1, 2, 0))
+    arguments = call(device, B=3, N=30, key_scales=True, kv_lengths=torch.tensor([20, 30, 5]))
+    names = ("q_index", "weights", "kv_lengths")
+    many = {name: torch.stack([arguments[name], arguments[name].flip(0)], 1) for name in names}
+
+    def one(*values):
+        return selkey.select(**arguments | dict(zip(names, values, strict=True)), k=4, backend=backend)
+
+    lists = torch.vmap(one, in_dims=1)(*many.values())
+    for i in range(2):
+        assert torch.equal(lists[i], one(*(x[:, i] for x in many.values())))
+
+
+def test_vmap_is_one_call_for_all(monkeypatch):
+    calls, topk = [], cpu.topk
+    monkeypatch.setattr(cpu, "topk", lambda scores, k: (calls.append(scores.shape), topk(scores, k))[1])
+    torch.vmap(lambda x: selkey.topk(x, 3, backend="cpu"), in_dims=1)(torch.randn(2, 5, 11))
+    assert calls == [(5, 2, 11)]
 
 
 def test_lists_have_no_gradient(backend, device):

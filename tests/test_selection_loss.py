@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import selkey
+from selkey.indexing import listed_scores
 from selkey.indexing.functional import index_scores
-from selkey.selection import loss as loss_module
 from selkey.selection.index_keys import fp8_index_keys
 from selkey.selection.loss import scores_at, selection_loss
 
@@ -40,7 +40,7 @@ OPTIONS = [
 @pytest.mark.parametrize("G", [None, 2])
 @pytest.mark.parametrize("tile_bytes", [1, 1000, 1 << 20])
 def test_scores_of_listed_keys_are_those_of_all_keys(monkeypatch, tile_bytes, G, options):
-    monkeypatch.setattr(loss_module, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(listed_scores, "TILE_BYTES", tile_bytes)
     q, k, weights, indices = listed(G=G)
     tensors = [x.requires_grad_() for x in (q, k, weights)]
     scores = scores_at(*tensors, indices, **options)
@@ -56,7 +56,7 @@ def test_scores_of_listed_keys_are_those_of_all_keys(monkeypatch, tile_bytes, G,
 
 
 def test_gradients_of_listed_scores_are_finite_differences(monkeypatch):
-    monkeypatch.setattr(loss_module, "TILE_BYTES", 500)
+    monkeypatch.setattr(listed_scores, "TILE_BYTES", 500)
     q, k, weights, indices = listed(S=3, K=4, N=6, DI=3)
     tensors = [x.double().requires_grad_() for x in (q, k, weights)]
     indices[..., 0] = indices[..., 0].clamp(0, 5)
@@ -79,6 +79,21 @@ def test_what_is_not_listed_is_not_read():
     assert (gradient[:, :7] == 0).all() and (gradient[:, 8:] == 0).all() and gradient[1, 7].abs().sum() > 0
 
 
+def test_a_query_without_a_live_slot_has_gradient_zero_whatever_it_holds():
+    q, k, weights, indices = listed()
+    indices[0, 1], q[0, 1] = -1, torch.nan
+    tensors = [x.requires_grad_() for x in (q, k, weights)]
+    found = torch.autograd.grad(scores_at(*tensors, indices), tensors, torch.ones(indices.shape))
+    assert (found[0][0, 1] == 0).all() and (found[2][0, 1] == 0).all() and found[1].isfinite().all()
+
+
+def test_a_product_of_zero_has_no_slope():
+    q, k, weights, indices = listed()
+    tensors = [x.requires_grad_() for x in (q, torch.zeros_like(k), weights)]
+    found = torch.autograd.grad(scores_at(*tensors, indices), tensors, torch.ones(indices.shape))
+    assert all((gradient == 0).all() for gradient in found)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_indexers_are_summed_in_fp32(dtype):
     q, k, weights, indices = listed(dtype=dtype)
@@ -89,11 +104,21 @@ def test_half_precision_indexers_are_summed_in_fp32(dtype):
     assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
 
 
-def test_no_key_at_all_scores_minus_infinity():
-    q, k, weights, indices = listed(N=0)
-    scores = scores_at(q.requires_grad_(), k, weights, indices)
-    assert (scores == -torch.inf).all()
-    assert (torch.autograd.grad(scores, q, torch.ones_like(scores))[0] == 0).all()
+@pytest.mark.parametrize("G", [None, 2])
+@pytest.mark.parametrize("empty", [{"N": 0}, {"B": 0}, {"S": 0}, {"K": 0}], ids=str)
+def test_nothing_to_score(empty, G):
+    q, k, weights, indices = listed_of_nothing(G, **empty)
+    tensors = [x.requires_grad_() for x in (q, k, weights)]
+    scores = scores_at(*tensors, indices, query_offset=3)
+    assert scores.shape == indices.shape and (scores == -torch.inf).all()
+    for gradient, tensor in zip(torch.autograd.grad(scores, tensors, torch.ones_like(scores)), tensors, strict=True):
+        assert gradient.shape == tensor.shape and (gradient == 0).all()
+    assert selection_loss(scores, torch.rand(*q.shape[:2], 4, indices.shape[-1]), indices) == 0
+
+
+def listed_of_nothing(G, B=2, S=5, K=9, N=21):
+    shape = (B, S, K) if G is None else (B, S, G, K)
+    return torch.randn(B, S, 3, 8), torch.randn(B, N, 8), torch.randn(B, S, 3), torch.zeros(shape, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("G", [None, 2])
@@ -135,29 +160,6 @@ def test_no_gradient_flows_into_the_weights_and_perfect_scores_lose_nothing():
     loss = selection_loss(scores, weights, indices)
     assert loss.abs() < 1e-6
     assert torch.autograd.grad(loss, (scores, weights), allow_unused=True)[1] is None
-
-
-WRONG = {
-    "k_index": ("k", lambda x: x[:, :, :3]),
-    "weights": ("weights", lambda x: x[:, :, :1]),
-    "indices": ("indices", lambda x: x[:, :2]),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_errors_name_what_does_not_fit(name):
-    q, k, weights, indices = listed()
-    tensors = {"k": k, "weights": weights, "indices": indices}
-    key, change = WRONG[name]
-    tensors[key] = change(tensors[key])
-    with pytest.raises(ValueError, match=f"^{name} must have shape"):
-        scores_at(q, *tensors.values())
-    with pytest.raises(ValueError, match="^activation must be"):
-        scores_at(q, k, weights, indices, activation="gelu")
-    with pytest.raises(ValueError, match="^weights must have shape .* multiple of 2"):
-        selection_loss(torch.zeros(2, 5, 2, 9), torch.zeros(2, 5, 3, 9), torch.zeros(2, 5, 2, 9, dtype=torch.int32))
-    with pytest.raises(ValueError, match="^scores_at and indices must both"):
-        selection_loss(torch.zeros(2, 5, 9), torch.zeros(2, 5, 3, 9), torch.zeros(2, 5, 8, dtype=torch.int32))
 
 
 def test_a_random_indexer_learns_what_attention_looks_at():
@@ -216,6 +218,27 @@ def test_keys_in_eight_bits_are_off_by_half_a_step(dtype):
     # half a step of every term, and those below 2^−6
     assert ((exact - coded).abs() <= of_terms / 16 + 0.01 * of_terms.amax(-1, keepdim=True)).all()
     assert ((exact - coded).abs().sum() / exact.abs().sum()) < 0.1
+
+
+def test_tiny_keys_in_eight_bits_are_off_by_half_a_step():
+    """Rows down to the smallest number of fp32, 2^−149, of which all are multiples; half of it is lost by rounding the products."""
+    largest = torch.tensor([1e-36, 1e-38, 3e-40, 5e-42, 1e-43, 7e-44, 3e-45, 2e-45, 0.0])
+    k = torch.linspace(-1, 1, 24) * largest[:, None]
+    codes, scales = fp8_index_keys(k)
+    assert codes.float().isfinite().all() and scales.isfinite().all() and ((scales > 0) == (largest > 0)).all()
+    error = (codes.double() * scales[:, None].double() - k.double()).abs()
+    assert (error <= k.double().abs() / 16 * (1 + 1e-5) + scales[:, None].double() * 2**-10).all()
+    assert ((codes.float() != 0).any(1) == (largest > 0)).all()
+
+
+@pytest.mark.parametrize("k, error, text", [
+    ([1.0], TypeError, "k must be a tensor; got list"),
+    (torch.zeros(3, dtype=torch.int32), TypeError, r"k must have a dtype in \(float32, float16, bfloat16\); got torch.int32"),
+    (torch.zeros(3, 0), ValueError, r"k must have shape \[..., DI\] with DI of at least 1; got \[3, 0\]"),
+])  # fmt: skip
+def test_mistakes_with_keys_in_eight_bits_are_named(k, error, text):
+    with pytest.raises(error, match=f"^{text}$"):
+        fp8_index_keys(k)
 
 
 def test_a_row_that_is_not_finite_scores_nan():

@@ -22,6 +22,8 @@ _ARGUMENTS = """
 # every name of _ARGUMENTS, in order
 NAMES = tuple(argument.split()[1] for argument in _ARGUMENTS.split(","))
 DIFFERENTIABLE = ("q", "k", "v", "index_bias", "key_bias", "sinks")
+# what errors about derivatives name, and what they say to use
+_NAMED = ("selkey.attention", "backend='reference'")
 
 _library = torch.library.Library("selkey", "DEF")
 _library.define(f"attention({_ARGUMENTS}) -> (Tensor out, Tensor lse, Tensor weights)")
@@ -127,8 +129,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keyset, *values):
         _check_gradients(values)
-        with _recorded_further_out():
-            results = _below_autograd(attention, keyset, values)
+        with recorded_further_out():
+            results = below_autograd(attention, keyset, values)
         is_tensor = [isinstance(value, torch.Tensor) for value in values]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*results, *itertools.compress(values, is_tensor))
@@ -151,57 +153,69 @@ class _Attention(torch.autograd.Function):
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keyset, *values):
-        with _recorded_further_out():
-            return _below_autograd(attention_backward, keyset, values)
+        with recorded_further_out():
+            return below_autograd(attention_backward, keyset, values)
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError("selkey.attention has no second derivative; backend='reference' has one (slow)")
+        raise second_derivative_error(*_NAMED)
 
 
-def _recorded_further_out():
+def recorded_further_out():
     """A Function's forward pass runs without gradients, but where torch.func nests, the levels further out record it."""
     return torch.enable_grad() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext()
 
 
-def _below_autograd(operator, keyset, values):
+def below_autograd(operator, keyset, values):
     with torch._C._AutoDispatchBelowAutograd():
         return operator.redispatch(keyset & torch._C._after_autograd_keyset, *values)
 
 
-def _refuse_forward_mode(values):
+def second_derivative_error(name, instead):
+    return RuntimeError(f"{name} has no second derivative; {instead} has one (slow)")
+
+
+def _refuse_forward_mode(values, name, instead):
     """A tangent would be lost without a word."""
     if forward_ad._current_level >= 0:
         for value in values:
             if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
-                raise RuntimeError("selkey.attention has no forward-mode derivative (jvp); use reverse mode or backend='reference'")
+                raise RuntimeError(f"{name} has no forward-mode derivative (jvp); use reverse mode or {instead}")
 
 
-def _autograd_kernel(operator, function):
+def autograd_kernel(operator, function, name, instead):
+    """The kernel of an operator under autograd.
+
+    Args:
+        operator: what it is of.
+        function: autograd Function whose arguments are the keyset and those of `operator`.
+        name, instead: what an error about a derivative that there is not names, and what it says to use.
+    """
+
     def kernel(keyset, *values):
-        _refuse_forward_mode(values)
+        _refuse_forward_mode(values, name, instead)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*values):
             # PyTorch's own register_autograd calls function.apply, which refuses torch.func.grad (seen up to 2.13): this kernel
             # is called once for every level of it
             with enable_single_level_autograd_function():
                 return super(torch.autograd.Function, function).apply(keyset, *values)
-        return _below_autograd(operator, keyset, values)
+        return below_autograd(operator, keyset, values)
 
     return kernel
 
 
-_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
 def _attention_autocast(q, k, v, indices, index_bias, key_bias, sinks, *others):
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+    with torch._C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
         q, k, v, *fine = autocast(q, k, v, index_bias, key_bias, sinks)
         return attention(q, k, v, indices, *fine, *others)
 
 
 def _attention_backward_autocast(*values):
     """The dtypes are those of the forward pass; only the products inside must not be cast again."""
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+    with torch._C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
         return attention_backward(*values)
 
 
@@ -211,7 +225,7 @@ for _name, _run, _fake, _function, _autocast in (
 ):
     _operator = getattr(torch.ops.selkey, _name).default
     _library.impl(_name, _run, "CompositeExplicitAutograd")
-    _library.impl(_name, _autograd_kernel(_operator, _function), "Autograd", with_keyset=True)
+    _library.impl(_name, autograd_kernel(_operator, _function, *_NAMED), "Autograd", with_keyset=True)
     _library.impl(_name, _autocast, "AutocastCPU")
     _library.impl(_name, _autocast, "AutocastCUDA")
     torch.library.register_fake(f"selkey::{_name}", _fake, lib=_library)

@@ -72,7 +72,7 @@ class Rows:
     """The rows of a tensor of any strides.
 
     Args:
-        tensor: ``[B, N, HK, W]``, not empty.
+        tensor: ``[B, N, HK, W]``; nothing can be fetched from an empty one.
         heads: H, a multiple of HK: how many heads fetch.
         is_shared: all heads fetch the same positions.
     """
@@ -87,7 +87,7 @@ class Rows:
         strides = (entry_stride, row_stride, 0 if self.is_joined else head_stride)
         unit = math.gcd(*strides) or 1
         self.entry_step, self.row_step, head_step = (stride // unit for stride in strides)
-        size = 1 + (B - 1) * self.entry_step + (N - 1) * self.row_step + (HK - 1) * head_step
+        size = 1 + (B - 1) * self.entry_step + (N - 1) * self.row_step + (HK - 1) * head_step if tensor.numel() else 0
         self.table = tensor.as_strided((size, HK * W if self.is_joined else W), (unit, column_stride if W > 1 else head_stride))
         if not self.is_joined:
             self.head_ids = (torch.arange(HK) * head_step).repeat_interleave(heads // HK)[:, None]

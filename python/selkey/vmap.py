@@ -20,8 +20,20 @@ def vmap_rule(operator):
         else:
             joined = (x if i == sinks else _joined(x, dim, info.batch_size) for i, (x, dim) in enumerate(zip(values, in_dims, strict=True)))
             found = operator(*joined)
-            found = tuple(x if _is_absent(x) else x.unflatten(0, (info.batch_size, len(x) // info.batch_size)) for x in found)
+            found = tuple(_apart(x, info.batch_size) for x in found)
         return found, tuple(None if _is_absent(x) else 0 for x in found)
+
+    return rule
+
+
+def batch_first_rule(operator):
+    """The rule to register for `operator`, all of whose tensors begin with the batch."""
+
+    def rule(info, in_dims, *values):
+        found = operator(*(_joined(x, dim, info.batch_size) for x, dim in zip(values, in_dims, strict=True)))
+        if isinstance(found, torch.Tensor):
+            return _apart(found, info.batch_size), 0
+        return tuple(_apart(x, info.batch_size) for x in found), tuple(None if _is_absent(x) else 0 for x in found)
 
     return rule
 
@@ -31,6 +43,11 @@ def _joined(x, dim, size):
     if not isinstance(x, torch.Tensor) or _is_absent(x):
         return x
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+
+def _apart(x, size):
+    """A result [size · B, …] as [size, B, …]."""
+    return x if _is_absent(x) else x.unflatten(0, (size, len(x) // size))
 
 
 def _one_after_another(operator, size, in_dims, values):

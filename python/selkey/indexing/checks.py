@@ -14,17 +14,17 @@ ACTIVATIONS = ("relu", "none")
 LARGEST_N = 2**31 - 1
 
 
-def check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, key_scales):
-    """Arguments of `selkey.index_scores`; raises TypeError or ValueError."""
-    _of_type("q_index", q_index, (*_SCORES, _CODES))
+def check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, key_scales, dtypes=(*_SCORES, _CODES)):
+    """Arguments of `selkey.index_scores`, whose keys may be of `dtypes`; raises TypeError or ValueError."""
+    _of_type("q_index", q_index, dtypes)
     if q_index.dim() != 4:
         raise ValueError(f"q_index must have shape [B, S, HI, DI]; got {list(q_index.shape)}")
     B, S, HI, DI = q_index.shape
     if HI == 0 or DI == 0:
         raise ValueError(f"q_index must have at least one head and one column; got HI={HI} and DI={DI}")
-    _of_type("k_index", k_index, (*_SCORES, _CODES))
+    _of_type("k_index", k_index, dtypes)
     if k_index.dtype != q_index.dtype and (k_index.dtype != _CODES or q_index.dtype == torch.float64):
-        codes = "" if q_index.dtype in (torch.float64, _CODES) else f", or {_CODES}"
+        codes = "" if q_index.dtype in (torch.float64, _CODES) or _CODES not in dtypes else f", or {_CODES}"
         raise TypeError(f"k_index must have the dtype of q_index, {q_index.dtype}{codes}; got {k_index.dtype}")
     _on_device("k_index", k_index, "q_index", q_index)
     if k_index.dim() != 3 or k_index.shape[0] != B or k_index.shape[2] != DI:
@@ -54,6 +54,37 @@ def check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths,
         raise ValueError(f"query_offset must fit 64 bits; got {query_offset}")
 
 
+def check_scores_at(q_index, k_index, weights, indices, activation, scale, kv_lengths, query_offset):
+    """Arguments of `selkey.selection.loss.scores_at`; raises TypeError or ValueError."""
+    check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset, None, dtypes=_SCORES)
+    B, S = q_index.shape[:2]
+    _of_type("indices", indices, _INTEGERS)
+    _on_device("indices", indices, "q_index", q_index)
+    if indices.dim() not in (3, 4) or indices.shape[:2] != (B, S):
+        raise ValueError(f"indices must have shape [B, S, K] or [B, S, G, K] with B={B} and S={S}; got {list(indices.shape)}")
+
+
+def check_selection_loss(scores, weights, indices):
+    """Arguments of `selkey.selection.loss.selection_loss`; raises TypeError or ValueError."""
+    _of_type("scores", scores, _SCORES)
+    _of_type("weights", weights, _SCORES)
+    _of_type("indices", indices, _INTEGERS)
+    for name, tensor in (("weights", weights), ("indices", indices)):
+        _on_device(name, tensor, "scores", scores)
+    if scores.shape != indices.shape or scores.dim() not in (3, 4):
+        raise ValueError(
+            f"scores and indices must both have shape [B, S, K] or [B, S, G, K]; got {list(scores.shape)} and {list(indices.shape)}"
+        )
+    (B, S), K = scores.shape[:2], scores.shape[-1]
+    G = scores.shape[2] if scores.dim() == 4 else 1
+    if G == 0:
+        raise ValueError(f"scores must have at least one list for a query; got {list(scores.shape)}")
+    if weights.dim() != 4 or weights.shape[:2] != (B, S) or weights.shape[3] != K or weights.shape[2] % G:
+        raise ValueError(
+            f"weights must have shape [B, S, HQ, K] with B={B}, S={S}, K={K} and HQ a multiple of {G}; got {list(weights.shape)}"
+        )
+
+
 def check_topk(scores, k):
     """Arguments of `selkey.topk`; raises TypeError or ValueError."""
     _of_type("scores", scores, _SCORES)
@@ -65,6 +96,8 @@ def check_topk(scores, k):
 
 def check_k(k):
     """The length of a list; raises TypeError or ValueError."""
+    if k is None:
+        raise TypeError("k must be given, an int; got None")
     if not _is_int(k):
         raise TypeError(f"k must be an int; got {type(k).__name__}")
     if not 0 <= k <= LARGEST_N:

@@ -22,7 +22,8 @@ def index_scores(
 
     The indexer of DeepSeek sparse attention (DeepSeek-V3.2, 2025) with "relu" and weights; plain products with "none". A key
     that does not exist or lies in the future scores −inf and is never read. A NaN key makes NaN scores for itself only.
-    Differentiable in q_index, k_index, weights and key_scales (fp8 codes have no gradient); a dropped key's gradient is 0.
+    Differentiable in q_index, k_index, weights and key_scales (fp8 codes have no gradient); a dropped key's gradient is 0. Only the
+    reference has second derivatives and forward mode; elsewhere they are a RuntimeError. Autocast changes nothing.
 
     Args:
         q_index: ``[B, S, HI, DI]``, fp32, fp16, bf16 or float8_e4m3fn, any strides.
@@ -70,15 +71,15 @@ def topk(scores, k, *, backend="auto"):
     """
     checks.check_topk(scores, k)
     check_backend(backend, scores, "scores")
-    return ops.topk(scores, int(k), backend)
+    return ops.topk(scores.detach(), int(k), backend)
 
 
 def select(
     q_index,
     k_index,
     weights=None,
+    k=None,
     *,
-    k,
     activation="relu",
     scale=None,
     kv_lengths=None,
@@ -89,7 +90,7 @@ def select(
     """``topk(index_scores(…), k)``, bit for bit, without storing the scores: memory O(B·S·k) beside one tile.
 
     Args:
-        k: length of a list, 0 or more; it may exceed N.
+        k: length of a list, 0 or more, which has to be given; it may exceed N.
 
     All else as in `index_scores`. Lists have no gradient.
 
