@@ -53,7 +53,7 @@ def test_texts_resemble_their_neighbours_and_queries_a_key():
     assert keys.shape == values.shape == (1, 4096, 2, 32) and keys.dtype == torch.bfloat16
     unit = torch.nn.functional.normalize(keys[0].float(), dim=-1)
     near, far = ((unit[:-step] * unit[step:]).sum(-1).mean() for step in (1, 8 * SECTION))
-    assert near > 0.6 > 0.3 > far
+    assert near > 0.5 > 0.3 > far
     cache = selkey.KVCache(1, 2, 32, format="bf16")
     cache.append(keys, values)
     query = torch.nn.functional.normalize(texts.queries(cache, 3)[0].float(), dim=-1)

@@ -4,7 +4,7 @@ import torch
 
 SECTION, CHAPTER = 256, 2048
 # small enough that a query's attention is spread over some sections and all of their keys
-_SHARPNESS = 0.25
+_SHARPNESS = 0.5
 
 
 class Texts:
@@ -22,7 +22,7 @@ class Texts:
     def rows(self, count):
         """The next keys and values ``[1, count, HK, D]`` bf16; `count` is a multiple of `CHAPTER`."""
         chapters, sections = (self.draw(count // size, self.kv_heads, self.width).repeat_interleave(size, 0) for size in (CHAPTER, SECTION))
-        keys = 1.5 * chapters + sections + 0.7 * self.draw(count, self.kv_heads, self.width)
+        keys = chapters + 0.7 * sections + self.draw(count, self.kv_heads, self.width)
         return keys[None].bfloat16(), self.draw(1, count, self.kv_heads, self.width).bfloat16()
 
     def queries(self, cache, count):
