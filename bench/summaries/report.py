@@ -25,19 +25,20 @@ def show(rows, console):
         box=box.SIMPLE_HEAD, title="MiniLM on prose, whole pages exact: means over layers, heads and queries", title_justify="left",
         pad_edge=False, padding=(0, 1), collapse_padding=True,
     )  # fmt: skip
-    columns = ("summary", "B a key", "exact", "dropped", "folded", "less", "missed", "estimate", "off by", "bound")
+    columns = ("summary", "B/key", "exact", "drop", "fold", "less", "missed", "est.", "off", "bound")
     for name in columns:
         table.add_column(name, justify="left" if name == "summary" else "right", no_wrap=True)
     for (kind, page), shares in by_kind(rows).items():
         for found in shares.values():
             less = 1 - found["error_folded"] / found["error_dropped"]
             table.add_row(
-                f"{kind} {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.1%}", f"{found['error_dropped']:.2f}",
+                f"{kind} {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.0%}", f"{found['error_dropped']:.2f}",
                 f"{found['error_folded']:.2f}", f"{less:.0%}", f"{found['missed']:.2f}", f"{found['estimated']:.2f}",
                 f"{found['estimate_off']:.3f}", f"{found['bound']:.3f}",
             )  # fmt: skip
     console.print(table)
     console.print(
-        "dropped, folded: output error when the other pages are dropped, and when they stay by their summaries. missed: softmax mass of "
-        "the other pages; estimate: the same from summaries; off by: mean |estimate − missed|; bound: what Quest's boxes allow at most."
+        "B/key: bytes of summaries for each key of a head. drop, fold: output error when the other pages are dropped, and when they stay "
+        "by their summaries. missed: softmax mass of the other pages; est.: the same from summaries; off: mean |est. − missed|; bound: "
+        "what Quest's boxes allow at most."
     )
