@@ -17,13 +17,16 @@ def test_the_examples_run_as_they_stand(tmp_path):
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")
     result = subprocess.run([sys.executable, "-c", "".join(examples)], capture_output=True, text=True, cwd=tmp_path, env=one_thread)
     assert result.returncode == 0, result.stderr
-    first, second, cache, report = result.stdout.splitlines()
+    first, second, cache, report, pages = result.stdout.splitlines()
     assert (first, second) == ("torch.Size([1, 1, 32, 128]) torch.Size([1, 1, 32])", "torch.Size([1, 1, 32, 128])")
     # 136 of 512 bytes a token and head
     assert cache == "34 MiB; bf16: 128"
     shares = ast.literal_eval(report)
     assert list(shares) == ["sinks", "pins", "window", "keep", "folds"] and shares["pins"] >= 0.2
     assert (tmp_path / "conversation.safetensors").exists()
+    # 1,024 of 8,192 random keys: a small part of the attention
+    shape, missed = re.fullmatch(r"(torch\.Size\(\[.*\]\)) (\d\.\d+)", pages).groups()
+    assert shape == "torch.Size([1, 1, 8, 64])" and 0.7 < float(missed) < 1
     # runs under torchrun only; its import has to be right
     assert re.match(r"from selkey\.distributed import key_parallel_attention\n", distributed)
 

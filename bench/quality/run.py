@@ -125,7 +125,8 @@ class _Run:
             quality = {name: sum(part[name] for part in parts.values()) / len(parts) for name in next(iter(parts.values()))}
             blocks["bytes"] = {name: quality.pop(f"{name}_bytes") for name in ("selector", "row", "rest", "dense")}
             case = case | {"k_frac": quality["rows"] / case["context"]}
-            blocks["quality"] = quality | {"parts": {name: {key: part[key] for key in quality} for name, part in parts.items()}}
+            of_parts = {name: _rounded({key: part[key] for key in quality}) for name, part in parts.items()}
+            blocks["quality"] = _rounded(quality) | {"parts": of_parts}
         impl = None
         if contestant is not None:
             names = ("name", "label", "rest", "summary", "from_marks", "is_practical")
@@ -153,6 +154,11 @@ class _Run:
     def _say(self, what, work):
         self.work_done += work
         self.watch(what, self.cases_done, self.cases, min(1.0, self.work_done / self.work))
+
+
+def _rounded(measures):
+    """Six significant digits: what is behind them is noise and makes the files twice as long."""
+    return {name: float(f"{value:.6g}") for name, value in measures.items()}
 
 
 @torch.no_grad()
