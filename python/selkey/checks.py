@@ -72,6 +72,22 @@ def check_backend(name, q, argument="q"):
         _check_triton(q, argument)
 
 
+def check_positions(positions):
+    """Positions that a user names, any iterable of ints; returns them as a list."""
+    if isinstance(positions, torch.Tensor):
+        positions = positions.tolist()
+    if _is_int(positions) or isinstance(positions, str):
+        raise TypeError(f"positions must be an iterable of ints; got {positions!r}")
+    try:
+        positions = list(positions)
+    except TypeError:
+        raise TypeError(f"positions must be an iterable of ints; got {positions!r}") from None
+    for position in positions:
+        if not _is_int(position):
+            raise TypeError(f"positions must be an iterable of ints; got {position!r} in it")
+    return [int(position) for position in positions]
+
+
 def check_merge_states(outs, lses, sinks):
     """Arguments of `selkey.merge_states`; raises TypeError or ValueError."""
     for name, parts in (("outs", outs), ("lses", lses)):

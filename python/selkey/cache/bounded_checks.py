@@ -26,7 +26,7 @@ def sizes(
     }
     for least, arguments in numbers_from.items():
         for name, value in arguments.items():
-            if not _is_int(value):
+            if not checks._is_int(value):
                 raise TypeError(f"{name} must be an int; got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
@@ -89,7 +89,7 @@ def check_query(sizes, device, seen, q, k, scale, softcap, sinks, backend, **fla
         reason = f"{seen} tokens were appended" if seen < S else f"only the window, {sizes.window} tokens, is held exactly for certain"
         raise ValueError(f"q must have at most S={min(seen, sizes.window)} queries, one for each of the last tokens: {reason}; got S={S}")
     if k is not None:
-        if not _is_int(k):
+        if not checks._is_int(k):
             raise TypeError(f"k must be an int or None; got {k!r}")
         if k < 0:
             raise ValueError(f"k must be at least 0; got {k}")
@@ -116,22 +116,11 @@ def check_scores(scores, k):
 def check_pins(sizes, batch, positions):
     """Arguments of `pin`, `unpin`; returns the positions as a list without doubles."""
     check_batch(sizes, batch)
-    if isinstance(positions, torch.Tensor):
-        positions = positions.tolist()
-    if _is_int(positions) or isinstance(positions, str):
-        raise TypeError(f"positions must be an iterable of ints; got {positions!r}")
-    try:
-        positions = list(positions)
-    except TypeError:
-        raise TypeError(f"positions must be an iterable of ints; got {positions!r}") from None
-    for position in positions:
-        if not _is_int(position):
-            raise TypeError(f"positions must be an iterable of ints; got {position!r} in it")
-    return list(dict.fromkeys(int(position) for position in positions))
+    return list(dict.fromkeys(checks.check_positions(positions)))
 
 
 def check_batch(sizes, batch):
-    if not _is_int(batch):
+    if not checks._is_int(batch):
         raise TypeError(f"batch must be an int, the number of the batch entry; got {batch!r}")
     if not 0 <= batch < sizes.batch_size:
         raise ValueError(f"batch must be from 0 to {sizes.batch_size - 1}; got {batch}")
@@ -158,7 +147,3 @@ def _floating(name, tensor, dtypes, device):
 def _on_device(name, tensor, device):
     if tensor.device != device:
         raise ValueError(f"{name} must be on the device of the cache, {device}; got {tensor.device}")
-
-
-def _is_int(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

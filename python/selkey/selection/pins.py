@@ -105,18 +105,8 @@ def _check_batch(batch):
 
 
 def _check(batch, positions):
-    batch = _check_batch(batch)
-    if isinstance(positions, torch.Tensor):
-        positions = positions.tolist()
-    if checks._is_int(positions) or isinstance(positions, str):
-        raise TypeError(f"positions must be an iterable of ints; got {positions!r}")
-    try:
-        positions = list(positions)
-    except TypeError:
-        raise TypeError(f"positions must be an iterable of ints; got {positions!r}") from None
+    batch, positions = _check_batch(batch), checks.check_positions(positions)
     for position in positions:
-        if not checks._is_int(position):
-            raise TypeError(f"positions must be an iterable of ints; got {position!r} in it")
         if not 0 <= position < 2**31:
             raise ValueError(f"positions must be from 0 to {2**31 - 1}; got {position} in batch entry {batch}")
-    return batch, [int(position) for position in positions]
+    return batch, positions
