@@ -116,6 +116,17 @@ def test_an_infinite_query_meets_no_key_that_it_does_not_see(backend, device):
     assert found["weights"].isfinite().all() and (found["weights"][1, 2] == 0).all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_reaches_no_key_in_the_future_of_its_query(bad, backend, device):
+    q, k = torch.randn(1, 2, 2, 16, device=device), torch.randn(1, 2, 16, device=device)
+    weights = torch.rand(1, 2, 2, device=device)
+    weights[0, 0, 0] = bad
+    k.requires_grad_()
+    index_scores(q, k, weights, activation="none", query_offset=0, backend=backend)[0, 1].sum().backward()
+    # key 1 lies in the future of query 0
+    assert k.grad[0, 1].isfinite().all() and (k.grad[0, 1] != 0).any()
+
+
 def test_a_query_that_sees_nothing_has_gradient_zero(backend, device):
     inputs = make_inputs(Case(S=3, N=8, HI=2, activation="none", key_scales=True), device)
     inputs["query_offset"] = torch.tensor([-9, -2], device=device)

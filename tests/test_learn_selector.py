@@ -215,6 +215,14 @@ def test_a_report_says_when_there_is_too_little():
             evaluate(score, states, marks, k, is_held_out=True)
 
 
+def test_scores_of_another_shape_are_no_recall():
+    states, marks = [torch.randn(6, 8)], [torch.arange(6) < 3]
+    with pytest.raises(ValueError, match=r"selector must give scores of shape \[N\] = \[6\] for states \[6, 8\]; got \[6, 1\]"):
+        evaluate(torch.nn.Linear(8, 1), states, marks, 2, is_held_out=True)
+    with pytest.raises(ValueError, match="states must be numbers whose squares have a sum in fp32"):
+        fit([torch.full((6, 8), 1e60, dtype=torch.float64)], marks)
+
+
 def test_nobody_reports_on_training_documents_without_saying_so():
     states, marks = logs(1, seed=8)
     with pytest.raises(TypeError, match="is_held_out"):

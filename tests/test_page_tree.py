@@ -195,6 +195,18 @@ def test_a_key_that_is_not_finite_reaches_no_node():
         assert (lists >= 0).all() and not (lists == 5).any()  # page 5 has no key that counts
 
 
+def test_what_is_excluded_takes_no_place_on_the_way_down():
+    """The window of a Union holds what most of the mass is in: pages beyond it are still found."""
+    k = torch.randn(1, 2048, HK, D)
+    k[:, 1536:] += 6 * torch.ones(D)
+    cache, q = filled([2048], k=k), 2 + torch.randn(1, 2, HQ, D)
+    window = torch.arange(1536, 2048).expand(1, 2, 1, 512)
+    lists = PageTree(32, P, width=1).select(q, cache, exclude=window)
+    assert (lists >= 0).all() and (lists < 1536 // P).all()
+    union = Union(Sinks(4), Window(512), PageTree(1024, P), budget=640).select(q, cache)
+    assert ((union >= 0).sum(-1) == 640).all()
+
+
 @pytest.mark.parametrize("kind", ["mean", "outlier"])
 def test_descending_finds_nearly_the_mass_of_the_flat_choice_at_less_cost(kind):
     N, k = 8192, 256

@@ -153,6 +153,17 @@ def test_lists_that_count_nothing_have_loss_and_gradient_zero():
     assert (torch.autograd.grad(loss, scores)[0] == 0).all()
 
 
+def test_a_list_whose_weights_are_not_finite_counts_nothing():
+    scores = torch.randn(1, 2, 3, requires_grad=True)
+    indices, weights = torch.arange(3).expand(1, 2, 3), torch.rand(1, 2, 4, 3)
+    right = selection_loss(scores[:, 1:], weights[:, 1:], indices[:, 1:])
+    weights[0, 0, 2, 1] = float("nan")
+    loss = selection_loss(scores, weights, indices)
+    loss.backward()
+    torch.testing.assert_close(loss, right)
+    assert (scores.grad[0, 0] == 0).all() and scores.grad.isfinite().all()
+
+
 def test_no_gradient_flows_into_the_weights_and_perfect_scores_lose_nothing():
     weights = torch.rand(1, 4, 2, 5, requires_grad=True)
     indices = torch.arange(5).expand(1, 4, 5)

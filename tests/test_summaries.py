@@ -170,11 +170,14 @@ def folded(cache, q, lists, **call):
                     if number in listed or rows.stop > visible:
                         continue
                     finite = [row for row in rows if cache.is_finite[b, row, kv]]
-                    biases = [0.0 if call["key_bias"] is None else call["key_bias"][b, row, kv].item() for row in finite]
-                    for entry in range(number * M, (number + 1) * M):
-                        count = round(math.exp(parts["log_count"][b, entry, kv].item()))
-                        if count:
-                            mass = count * sum(map(math.exp, biases)) / len(finite)
+                    bias_of = lambda row, b=b, kv=kv: 0.0 if call["key_bias"] is None else call["key_bias"][b, row, kv].item()
+                    # as the cache holds them, which is as they were appended, in fp32
+                    last = parts["mean_key"][b, (number + 1) * M - 1, kv].double()
+                    for m, group in enumerate(groups_of(cache.summaries.kind, k[b, finite, kv], last)):
+                        entry, count = number * M + m, round(math.exp(parts["log_count"][b, number * M + m, kv].item()))
+                        assert count == len(group)
+                        mass = sum(math.exp(bias_of(finite[i])) for i in group)
+                        if mass:
                             mean_key = parts["mean_key"][b, entry, kv].double()
                             mean_value = parts.get("mean_value", parts["mean_key"][..., : cache.v_head_dim])[b, entry, kv].double()
                             terms.append((capped(logit(mean_key)) + math.log(mass), mean_value, None))
@@ -305,6 +308,22 @@ def test_rows_that_are_not_finite_reach_the_rest_by_no_summary(with_bias, device
     # which of a page's rows were left out is not known any more: the mean of all biases stands for theirs
     call = {"key_bias": torch.randn(1, 16 // P, HK).repeat_interleave(P, 1)} if with_bias else {}
     assert_folded(cache, torch.randn(1, 2, 4, D), torch.tensor([[[3, -1]], [[1, 3]]], dtype=torch.int32)[None], backend, **call)
+
+
+def test_a_bias_of_the_key_apart_is_its_own():
+    """A key that a bias masks leaves the far field, also where it stands apart."""
+    k, v = torch.randn(1, 12, HK, D), torch.randn(1, 12, HK, DV)
+    k[0, 6] *= 10
+    cache = made(k, v, [5, 7], [12], summary="outlier")
+    cache.is_finite = torch.ones(k.shape[:3], dtype=torch.bool)
+    bias = torch.zeros(1, 12, HK)
+    bias[0, 6] = -math.inf
+    q, lists = torch.randn(1, 2, 4, D), torch.zeros(1, 2, 1, 1, dtype=torch.int32)
+    _, lse, _ = assert_folded(cache, q, lists, "cpu", key_bias=bias)
+    without = cache.attention(q, torch.arange(12).expand(1, 2, 1, 12), key_bias=bias, return_lse=True)[1]
+    # the other keys resemble their means: far below what a key of ten times their length would add
+    assert (lse - without).abs().max() < 1.5
+    assert_folded(cache, q, lists, "cpu", key_bias=torch.randn(1, 12, HK))
 
 
 def test_one_listed_page_less_moves_the_result_by_little_and_dropping_by_much():

@@ -150,7 +150,7 @@ def _counts(indices, index_lengths):
 
 def _row_bias(summaries, key_bias, pages):
     """What is added to the logit of a summary row ``[B, pages · M, HK]``: log of its count, plus the log of the mean of exp of the biases
-    of its page."""
+    of its keys. Keys that are not finite, which it leaves out, have a part in that mean."""
     M, cache = summaries.rows_per_page, summaries.cache
     log_count = summaries.tensors["log_count"][:, : pages * M]
     if key_bias is None:
@@ -158,7 +158,15 @@ def _row_bias(summaries, key_bias, pages):
     rows = torch.arange(key_bias.shape[1], device=key_bias.device)
     key_bias = key_bias.masked_fill((rows >= cache.lengths[:, None])[..., None], float("-inf"))
     padding = pages * cache.summary_page - key_bias.shape[1]
-    padded = torch.nn.functional.pad(key_bias, (0, 0, 0, padding), value=float("-inf"))
+    padded = torch.nn.functional.pad(key_bias, (0, 0, 0, padding), value=float("-inf")).unflatten(1, (pages, cache.summary_page))
     held = (cache.lengths[:, None] - torch.arange(pages, device=key_bias.device) * cache.summary_page).clamp(1, cache.summary_page)
-    mean = padded.unflatten(1, (pages, cache.summary_page)).logsumexp(2) - held.log()[..., None]
-    return log_count + mean.repeat_interleave(M, 1)
+    held = held[..., None].expand(-1, -1, key_bias.shape[2])  # [B, pages, HK]
+    if M == 1:
+        return log_count + padded.logsumexp(2) - held.log()
+    place = summaries.tensors["place"][:, : pages * M].unflatten(1, (pages, M))[:, :, :1].long()
+    own = padded.gather(2, place)
+    # without an outlier the only row of the page is in the mean
+    has_outlier = (log_count.unflatten(1, (pages, M))[:, :, 1:] > float("-inf")) & (held[:, :, None] > 1)
+    others = torch.where(has_outlier, padded.scatter(2, place, float("-inf")), padded).logsumexp(2, keepdim=True)
+    others = others - (held[:, :, None] - has_outlier.int()).log()
+    return log_count + torch.cat((others, own), 2).flatten(1, 2)

@@ -42,6 +42,9 @@ class Summaries:
             self.tensors[name] = torch.zeros((B, entries, HK, width), dtype=cache.dtype, device=device)
         self.tensors["log_count"] = torch.full((B, entries, HK), float("-inf"), dtype=torch.float32, device=device)
         self.tensors["spread"] = torch.zeros((B, entries, HK), dtype=torch.float32, device=device)
+        if kind == "outlier":
+            # which row of its page stands apart; for the row of means it says nothing
+            self.tensors["place"] = torch.zeros((B, entries, HK), dtype=torch.int32, device=device)
         # trees over the pages, by their branching: see `selkey.cache.summary_tree`
         self.trees = {}
         # key, value and 1 of the rows of the page that is being filled; 0 where there is none
@@ -59,7 +62,7 @@ class Summaries:
         """Make room for so many rows."""
         M = self.rows_per_page
         entries = self._pages(rows) * M
-        for name in ("mean_key", "mean_value", "log_count", "spread"):
+        for name in ("mean_key", "mean_value", "log_count", "spread", "place"):
             old = self.tensors.get(name)
             if old is not None and entries > old.shape[1]:
                 new = old.new_full((len(old), entries, *old.shape[2:]), float("-inf") if name == "log_count" else 0.0)
@@ -101,10 +104,10 @@ class Summaries:
         entry = torch.arange(B, device=k.device)[:, None]
         for name, values in summarise_groups(laid_out[..., :-1], laid_out[..., -1], None, self.widths, self.kind).items():
             tensor = self.tensors[name]
-            if tensor.dtype != torch.float32:
+            if tensor.dtype in (torch.float16, torch.bfloat16):
                 largest = torch.finfo(tensor.dtype).max
-                values = values.clamp(-largest, largest).to(tensor.dtype)
-            tensor.unflatten(1, (-1, M))[entry, pages] = values
+                values = values.clamp(-largest, largest)
+            tensor.unflatten(1, (-1, M))[entry, pages] = values.to(tensor.dtype)
         still_open = torch.nn.functional.pad(laid_out, (0, 0, 0, 0, 0, 0, 0, 1))
         self.tensors["open_rows"].copy_(still_open[entry[:, 0], after // P - first])
 
@@ -120,14 +123,15 @@ def summarise_groups(rows, count, spread, widths, kind):
         kind: "mean" or "outlier".
 
     Returns:
-        name → ``[..., M, HK, ...]`` fp32: mean_key, mean_value, log_count, spread.
+        name → ``[..., M, HK, ...]`` fp32: mean_key, mean_value, log_count, spread; for "outlier" also place, int: which row stands apart.
     """
     D = widths[0]
-    parts = [count]
+    parts, place = [count], None
     if kind == "outlier":
         mean = (rows[..., :D] * count.unsqueeze(-1)).sum(-3, keepdim=True) / count.sum(-2, keepdim=True).clamp(min=1).unsqueeze(-1)
         distance = (rows[..., :D] - mean).square().sum(-1).masked_fill(count == 0, -1.0)
-        is_apart = torch.zeros_like(count, dtype=torch.bool).scatter_(-2, distance.argmax(-2, keepdim=True), True)
+        place = distance.argmax(-2, keepdim=True)
+        is_apart = torch.zeros_like(count, dtype=torch.bool).scatter_(-2, place, True)
         # a row that is alone is the mean
         is_apart &= (count > 0).sum(-2, keepdim=True) > 1
         parts = [count.masked_fill(is_apart, 0.0), count.masked_fill(~is_apart, 0.0)]
@@ -141,7 +145,8 @@ def summarise_groups(rows, count, spread, widths, kind):
             found[name].append(columns)
         found["log_count"].append(n.log())
         found["spread"].append(((variance if spread is None else variance + spread) * part).sum(-2) / n.clamp(min=1))
-    return {name: torch.stack(values, -3 if name.startswith("mean") else -2) for name, values in found.items()}
+    stacked = {name: torch.stack(values, -3 if name.startswith("mean") else -2) for name, values in found.items()}
+    return stacked if place is None else stacked | {"place": place.expand_as(stacked["log_count"])}
 
 
 def _clean_rows(k, v, is_real):

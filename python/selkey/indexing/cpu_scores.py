@@ -89,7 +89,7 @@ def index_scores_gradients(grad, q, k, weights, *, activation, scale, kv_lengths
                 continue
             keys = _keys(k, key_scales, b, slice(first, last), dtype)
             key_sum = torch.zeros_like(keys)
-            for queries, count, is_whole in _rectangles(q, keys, seen, b):
+            for queries, count, is_whole in _rectangles(q, weights, keys, seen, b):
                 query, weight = _query(q, weights, scale, b, queries, dtype)
                 given = grad[b, queries, first : first + count].to(dtype)
                 if not is_whole:
@@ -143,7 +143,7 @@ def _query_tiles(q):
         yield slice(first, min(first + step, S))
 
 
-def _rectangles(q, keys, seen, b):
+def _rectangles(q, weights, keys, seen, b):
     """(queries, count, is_whole): queries that see the first `count` keys of a tile, some of them fewer where not is_whole.
 
     A key in the future of a query takes part in no sum of its gradients, and neither does the query in that of the key: a zero
@@ -154,7 +154,8 @@ def _rectangles(q, keys, seen, b):
         least, most = int(counts.min()), int(counts.max())
         if most == 0:
             continue
-        if least == most or (keys[:most].isfinite().all() and _numbers(q[b, queries], torch.float32).isfinite().all()):
+        factors = [keys[:most], _numbers(q[b, queries], torch.float32), *([] if weights is None else [weights[b, queries]])]
+        if least == most or all(numbers.isfinite().all() for numbers in factors):
             yield queries, most, least == most
             continue
         for s, count in enumerate(counts.tolist(), queries.start):

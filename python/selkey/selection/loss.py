@@ -45,7 +45,7 @@ def selection_loss(scores, weights, indices):
     """Mean over the lists of KL(p ‖ softmax(scores)), both over the live slots of a list: what an indexer is trained on.
 
     p is the operator's weights, summed over the query heads that share the list and normalised; no gradient flows into it. A list
-    without a live slot, or without weight on one, counts nothing.
+    without a live slot, without weight on one, or with a weight that is not finite counts nothing.
 
     Args:
         scores: ``[B, S, K]`` or ``[B, S, G, K]``, from `scores_at`; −inf where a slot is dead. Any float, summed in fp32 or float64.
@@ -65,7 +65,8 @@ def selection_loss(scores, weights, indices):
     live = (indices >= 0) & (scores != -torch.inf)
     mass = weights.detach().to(scores.dtype).unflatten(2, (G, weights.shape[2] // G)).sum(3).masked_fill(~live, 0.0)
     total = mass.sum(-1, keepdim=True)
-    counts = total != 0
+    # NaN in what a query read makes NaN of all of its weights
+    counts = (total != 0) & total.isfinite()
     p = torch.where(counts, mass / torch.where(counts, total, 1.0), 0.0)
     # a list without a live slot has scores 0, so that no −inf − (−inf) makes NaN
     log_q = scores.masked_fill(~live, -torch.inf).masked_fill(~counts, 0.0).log_softmax(-1).masked_fill(~live, 0.0)

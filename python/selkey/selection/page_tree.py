@@ -83,6 +83,9 @@ class PageTree(Policy):
         nodes = torch.arange(tree.nodes(level), device=q.device).expand(*q.shape[:2], heads, -1)
         while level > 0:
             scores, is_partly_seen = self._scores(tree, level, nodes, q, end)
+            if taken is not None:
+                # what is chosen already must not take the places of what is not
+                scores = scores.masked_fill(~_has_left(nodes, tree.node_size(level), end, taken), float("-inf"))
             best = _best(nodes, scores, opened)
             # there is one at most, and no node that the query sees lies behind it
             best = torch.cat((best, torch.where(is_partly_seen, nodes, -1).amax(-1, keepdim=True)), -1)
@@ -138,9 +141,9 @@ def _taken(exclude, end, heads):
     return taken.repeat_interleave(heads // taken.shape[2], 2)
 
 
-def _has_left(pages, size, end, taken):
-    """Whether a query sees a key of a page that is not taken, ``[B, S, heads, C]`` bool; pages may be −1."""
-    start = pages.clamp(min=0) * size
+def _has_left(nodes, size, end, taken):
+    """Whether a query sees a key of a node of so many keys that is not taken, ``[B, S, heads, C]`` bool; nodes may be −1."""
+    start = nodes.clamp(min=0) * size
     stop = torch.minimum(start + size, end[..., None, None])
     taken = taken.contiguous()
     of_page = torch.searchsorted(taken, stop.contiguous()) - torch.searchsorted(taken, start.contiguous())

@@ -47,6 +47,7 @@ class Quest(ScorePolicy):
     def scores(self, q, cache, query_offset, **kw):
         low, high = self.boxes(cache)
         B, P, HK, D = low.shape
+        is_spoilt = self._boxes[cache].is_spoilt[:, :P].bool()
         query = q.float().unflatten(2, (HK, -1))
         upper, lower = query.clamp(min=0), query.clamp(max=0)
         bounds = torch.empty((B, q.shape[1], HK, query.shape[3], P), dtype=torch.float32, device=q.device)
@@ -55,9 +56,8 @@ class Quest(ScorePolicy):
             part = slice(first, first + few)
             # [B, S, HK, R, D] · [B, P, HK, D]: where q is not below 0 the largest makes the bound, elsewhere the smallest
             bound = torch.einsum("bshrd,bphd->bshrp", upper, high[:, part].float())
-            bound += torch.einsum("bshrd,bphd->bshrp", lower, low[:, part].float())
-            is_finite = (low[:, part].isfinite() & high[:, part].isfinite()).all(-1)  # [B, P, HK]
-            bounds[..., part] = bound.masked_fill(~is_finite.transpose(1, 2)[:, None, :, None], float("-inf"))
+            bounds[..., part] = bound + torch.einsum("bshrd,bphd->bshrp", lower, low[:, part].float())
+        bounds.masked_fill_(is_spoilt.transpose(1, 2)[:, None, :, None], float("-inf"))
         return bounds.amax(3) if self.per == "kv_head" else bounds.flatten(2, 3)
 
     def bytes_per_step(self, sizes):
@@ -75,16 +75,20 @@ class _Boxes(NewRows):
         shape = (cache.batch_size, 0, cache.n_kv_heads, cache.head_dim)
         self.low = torch.zeros(shape, dtype=cache.dtype, device=cache.device)
         self.high = self.low
+        # whether a key of the page has a number that is not finite; as a number, which can be scattered
+        self.is_spoilt = torch.zeros(shape[:3], dtype=torch.uint8, device=cache.device)
 
     def grow(self, rows):
         more = -(-rows // self.page_size) - self.low.shape[1]
         pad = (0, 0, 0, 0, 0, max(0, more))
         self.low = torch.nn.functional.pad(self.low, pad, value=float("inf"))
         self.high = torch.nn.functional.pad(self.high, pad, value=float("-inf"))
+        self.is_spoilt = torch.nn.functional.pad(self.is_spoilt, pad[2:])
 
     def take(self, k, slots, is_new):
         page = (slots // self.page_size)[..., None, None].expand_as(k)
         is_new = is_new[..., None, None]
-        # NaN and infinity stay in the box
+        is_bad = (~k.isfinite().all(-1) & is_new[..., 0]).byte()
+        self.is_spoilt.scatter_reduce_(1, page[..., 0], is_bad, "amax")
         self.low.scatter_reduce_(1, page, k.masked_fill(~is_new, float("inf")), "amin")
         self.high.scatter_reduce_(1, page, k.masked_fill(~is_new, float("-inf")), "amax")

@@ -106,10 +106,11 @@ def append_log(path, record):
         left = _left_over(rest) if rest.strip() else ""
         # a record begins with a brace and holds no zero byte: whatever else this is, it was not written here
         if left is None and rest.lstrip().startswith(b"{") and b"\0" not in rest:
-            _set_aside(f"{path}.partial", rest, file)
+            aside = f"{os.fsdecode(path)}.partial"
+            _set_aside(aside, rest, file)
             file.truncate(start)
             # before the record is written: where warnings are errors, the call can be made again
-            warnings.warn(f"the last line of {path} was only half written; it was moved to {path}.partial", stacklevel=2)
+            warnings.warn(f"the last line of {path} was only half written; it was moved to {aside}", stacklevel=2)
         elif left is None or left:
             raise ValueError(f"{path} must be a log, JSON Lines in UTF-8; its last line is no JSON, nor the beginning of a record")
         elif rest:

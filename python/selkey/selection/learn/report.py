@@ -80,7 +80,11 @@ def evaluate(selector, states, marks, k, *, is_held_out):
     for state, mark in zip(states, marks, strict=True):
         number = int(mark.sum())
         if number:
-            chosen = selector(state).argsort(descending=True, stable=True)[:k]
+            scores = selector(state)
+            if not isinstance(scores, torch.Tensor) or scores.shape != mark.shape:
+                got = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+                raise ValueError(f"selector must give scores of shape [N] = {list(mark.shape)} for states {list(state.shape)}; got {got}")
+            chosen = scores.argsort(descending=True, stable=True)[:k]
             recalls = (mark[chosen].sum() / number, min(k / len(mark), 1), mark[:k].sum() / number, min(k / number, 1))
             figures.append([*map(float, recalls), len(mark), number])
     if not figures:

@@ -88,6 +88,8 @@ def fit(states, marks, rejected=None, *, hidden=64, steps=300, learning_rate=6e-
         torch.manual_seed(seed)
         selector = Selector(states[0].shape[1], hidden)
         everything = torch.cat(states).detach().float()
+        if not everything.square().sum(0).isfinite().all():
+            raise ValueError("states must be numbers whose squares have a sum in fp32; got larger ones. Scale them down")
         selector.mean.copy_(everything.mean(0))
         selector.deviation.copy_(everything.std(0, correction=0).clamp_min(1e-6))
         selector.to(device).train()
