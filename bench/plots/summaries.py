@@ -2,7 +2,13 @@
 
 from selkey.bench.plots import style
 
-_KINDS = {("mean", 16): "#E69F00", ("outlier", 32): "#56B4E9", ("outlier", 16): "#0072B2", ("outlier", 8): "#004466"}
+_KINDS = {
+    ("quest", 16): style.ACCENT,
+    ("mean", 16): "#E69F00",
+    ("outlier", 32): "#56B4E9",
+    ("outlier", 16): "#0072B2",
+    ("outlier", 8): "#004466",
+}
 _SHARE = 0.10
 
 
@@ -18,7 +24,7 @@ def draw(rows):
     kinds = [kind for kind in _KINDS if any(_kind(row) == kind for row in rows)]
     for kind in kinds:
         here = [row for row in rows if _kind(row) == kind]
-        for measure, line in (("error_dropped", "--"), ("error_folded", "-")):
+        for measure, line in (("error_dropped", "--"), *([] if kind[0] == "quest" else [("error_folded", "-")])):
             shares = sorted({row["quality"]["share"] for row in here})
             of_share = [[row["quality"] for row in here if row["quality"]["share"] == share] for share in shares]
             x = [100 * _mean(ones, "exact") for ones in of_share]
@@ -36,7 +42,8 @@ def draw(rows):
     percent = lambda value, _: f"{value:g} %"
     for axis in (errors.xaxis, errors.yaxis, calibration.xaxis, calibration.yaxis, layers.yaxis):
         axis.set_major_formatter(percent)
-    entries = [style.sign(_KINDS[kind], marker="o", markersize=4, label=f"{kind[0]}, page {kind[1]}") for kind in kinds]
+    names = {kind: f"{'Quest' if kind[0] == 'quest' else kind[0]}, page {kind[1]}" for kind in kinds}
+    entries = [style.sign(_KINDS[kind], marker="o", markersize=4, label=name) for kind, name in names.items()]
     entries += [style.sign(linestyle="--", label="rest dropped"), style.sign(label="rest folded")]
     entries += [style.sign(style.INK, marker="_", linestyle="", markersize=14, label="truly missed")]
     entries += [style.sign(style.ACCENT, marker="^", linestyle="", label="bound by Quest's boxes")]
@@ -69,7 +76,9 @@ def _layers(axis, rows):
     rows = [row for row in rows if row["quality"]["share"] == _SHARE]
     for row in rows:
         layer, kind, quality = row["case"]["layer"], _kind(row), row["quality"]
-        place = layer + 0.16 * (list(_KINDS).index(kind) - 1.5)
+        if kind[0] == "quest":
+            continue
+        place = layer + 0.16 * (list(_KINDS).index(kind) - 2.5)
         axis.plot(place, 100 * quality["missed"], "_", color=style.INK, markersize=8, markeredgewidth=1.5)
         axis.plot(place, 100 * quality["estimated"], "o", color=_KINDS[kind], markersize=4)
         axis.plot(place, 100 * quality["bound"], "^", color=style.ACCENT, markersize=4)

@@ -2,7 +2,7 @@
 
 The whole pages of the largest estimated mass are read exactly, for every query head. The rest is dropped, or joins the softmax by its
 summaries. Beside the missed mass stand the estimate of it and the bound that Quest's boxes give: nothing in a page has a larger logit
-than its box allows.
+than its box allows. Quest itself, which chooses for dropping and can do nothing else, is measured with the rest dropped.
 """
 
 import torch
@@ -13,8 +13,8 @@ from selkey.bench.workloads import Case
 from selkey.selection import Quest, SummaryPages
 
 SHARES = (0.05, 0.10, 0.25)
-# (kind, page): metadata of one mean key and one mean value every 16 keys are the bytes of Quest's two corners
-KINDS = (("mean", 16), ("outlier", 32), ("outlier", 16), ("outlier", 8))
+# (kind of metadata, page): a mean key and a mean value every 16 keys take the bytes of Quest's two corners, and 8 more
+KINDS = (("quest", 16), ("mean", 16), ("outlier", 32), ("outlier", 16), ("outlier", 8))
 WORKLOAD = "summaries"
 # estimates of which percentiles are taken
 _FEWEST = 20
@@ -29,7 +29,7 @@ def measure(write, watch, *, environment, invocation, shares=SHARES, kinds=KINDS
         environment: of `selkey.bench.devices`.
         invocation: what the user typed.
         shares: of the pages that are read exactly.
-        kinds: (kind of summary, rows of a page).
+        kinds: (kind of summary or "quest", rows of a page).
     """
     run = records.run_block(invocation, 0)
     watch("reading a page with MiniLM", 0, 0, 0.0)
@@ -43,7 +43,8 @@ def measure(write, watch, *, environment, invocation, shares=SHARES, kinds=KINDS
 
 def measure_layer(layer, kind, page, shares=SHARES):
     """share → what was found in a layer, means over queries and heads: see the fields of `_measured`."""
-    cache = selkey.KVCache(1, layer.k.shape[2], layer.k.shape[3], format="fp32", summary_page=page, summary=kind)
+    summary = "mean" if kind == "quest" else kind
+    cache = selkey.KVCache(1, layer.k.shape[2], layer.k.shape[3], format="fp32", summary_page=page, summary=summary)
     cache.append(layer.k, layer.v)
     scale, everything = layer.scale, torch.arange(cache.rows).expand(1, layer.q.shape[1], 1, -1)
     dense, total = cache.attention(layer.q, everything, scale=scale, return_lse=True)
@@ -51,8 +52,15 @@ def measure_layer(layer, kind, page, shares=SHARES):
     pages = -(-cache.rows // page)
     found = {}
     for share in shares:
-        policy = SummaryPages(max(1, round(share * pages)) * page, page, scale=scale, per="query_head")
+        k = max(1, round(share * pages)) * page
+        if kind == "quest":
+            policy = Quest(k, page, per="query_head")
+        else:
+            policy = SummaryPages(k, page, scale=scale, per="query_head")
         found[share] = _measured(layer, cache, policy.select(layer.q, cache), boxes, dense, total)
+        if kind == "quest":
+            # it keeps nothing that could stand for a page, or tell what is missed but for the bound
+            found[share] |= dict.fromkeys(("error_folded", "estimated", "estimate_off", "deciles"))
     return found
 
 
@@ -96,9 +104,9 @@ def _deciles(estimate, missed):
 
 
 def metadata_bytes(kind, page, head_dim, element_bytes=2):
-    """Bytes of the summaries' keys and values for each key of a KV head, in bf16."""
-    rows = {"mean": 1, "outlier": 2}[kind]
-    return rows * (2 * head_dim * element_bytes + 8) / page
+    """Bytes of metadata for each key of a KV head in bf16: two corners, or mean keys and values with count and spread."""
+    rows, beside = {"quest": (1, 0), "mean": (1, 8), "outlier": (2, 8)}[kind]
+    return rows * (2 * head_dim * element_bytes + beside) / page
 
 
 def _row(run, environment, layer, kind, page, share, quality):

@@ -30,11 +30,12 @@ def show(rows, console):
         table.add_column(name, justify="left" if name == "summary" else "right", no_wrap=True)
     for (kind, page), shares in by_kind(rows).items():
         for found in shares.values():
-            less = 1 - found["error_folded"] / found["error_dropped"]
+            folded = found.get("error_folded")
+            less = None if folded is None else 1 - folded / found["error_dropped"]
             table.add_row(
                 f"{kind} {page}", f"{found['metadata_bytes_per_key']:.1f}", f"{found['exact']:.0%}", f"{found['error_dropped']:.2f}",
-                f"{found['error_folded']:.2f}", f"{less:.0%}", f"{found['missed']:.2f}", f"{found['estimated']:.2f}",
-                f"{found['estimate_off']:.3f}", f"{found['bound']:.3f}",
+                _cell(folded, ".2f"), _cell(less, ".0%"), f"{found['missed']:.2f}", _cell(found.get("estimated"), ".2f"),
+                _cell(found.get("estimate_off"), ".3f"), f"{found['bound']:.3f}",
             )  # fmt: skip
     console.print(table)
     console.print(
@@ -42,3 +43,7 @@ def show(rows, console):
         "by their summaries. missed: softmax mass of the other pages; est.: the same from summaries; off: mean |est. − missed|; bound: "
         "what Quest's boxes allow at most."
     )
+
+
+def _cell(value, form):
+    return "–" if value is None else format(value, form)
