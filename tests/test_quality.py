@@ -1,10 +1,12 @@
 """The bench of quality: the recall model and its numbers, measures by hand, verdicts, tiny runs through the command, figures."""
 
+import io
 import json
 
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import selkey
 from selkey import selection
@@ -14,6 +16,7 @@ from selkey.bench.quality import claim, command, data, measures, recall_model, r
 from selkey.bench.quality.contestants import CONTESTANTS, Contestant
 from selkey.bench.quality.recall_task import RecallTask
 from selkey.bench.training.experiment import one_thread
+from selkey.hf.capture import LayerCapture
 
 pytest.importorskip("triton")  # the formats are kernels' files
 pytestmark = pytest.mark.clean_memory
@@ -191,6 +194,28 @@ def test_what_was_paid_before_is_causal_in_recall_and_for_all_keys_elsewhere(sce
     assert (layer.past > 0).all()
 
 
+def test_an_indexer_has_not_seen_what_it_is_judged_on(monkeypatch):
+    lessons, seeds, random_context = [], [], data._random_context
+
+    def noted(name, seed, *sizes):
+        seeds.append(seed)
+        return random_context(name, seed, *sizes)
+
+    monkeypatch.setattr(data, "_random_context", noted)
+    monkeypatch.setattr(data, "fit_indexer", lambda lesson, seed: lessons.append(lesson))
+    for seed in range(2):
+        data.synthetic("peaky", seed, tokens=64, queries=4)
+    assert len(seeds) == len(set(seeds)) == 2 * (1 + data.LOGS) and [len(lesson.k) for lesson in lessons] == [data.LOGS] * 2
+
+    q, k, v = (torch.randn(1, 32, 2, 16) for _ in range(3))
+    asked = []
+    scene = data._real(LayerCapture(layer=3, q=q, k=k, v=v, scale=0.25, mask=None, is_causal=False))
+    scene.ask(lambda number, q: asked.append(q))
+    assert torch.equal(lessons[2].q, q[:, :16]) and torch.equal(lessons[2].k, k[:, :16])
+    assert torch.equal(asked[0], q[:, 16::4]) and torch.equal(scene.layers[0].k, k)
+    torch.testing.assert_close(scene.layers[0].past, data.shares(q[:, :16], k, 0.25))
+
+
 # Verdicts.
 
 
@@ -209,17 +234,67 @@ def test_verdicts():
     ]  # fmt: skip
     late, good, never = claim.verdicts(rows)
     assert (late.holds, late.first["case"]["k"]) == (False, 20) and late.at_share["case"]["k"] == 5
-    assert good.holds and good.first["case"]["k"] == 5 and good.formats == ["bf16", "int8"]
-    assert not never.holds and never.first is None and never.formats == []
+    assert good.holds and good.first["case"]["k"] == 5 and good.formats == {"bf16": True, "int4": False, "int8": True}
+    assert not never.holds and never.first is None and never.formats == {"bf16": False}
     text = claim.answer([late, good, never])
-    assert "95 % can be dropped with: good (reads 35% of the bytes)." in text
-    assert "More keys are needed by: late (20%)." in text and "Never good enough here: never." in text
+    assert "95 % can be dropped with: good (reads 35% of the bytes, only in bf16, int8)." in text
+    assert "More keys are needed by: late (20%)." in text and "Not even the most keys that were measured are enough for: never." in text
     assert "with: none." in claim.answer([never])
+    in_all = claim.verdicts([made_up("good", 5, format=format, error=0.1, mass=0.5) for format in ("bf16", "int4")])
+    assert "with: good (reads 35% of the bytes)." in claim.answer(in_all)
     assert claim.overall([late, good]) == "95 % can be dropped on all of flat with: good."
     elsewhere = claim.verdicts(
         [made_up("good", 5, name="peaky", error=0.2, mass=0.5), made_up("never", 5, name="peaky", error=0.05, mass=1.0)]
     )
     assert claim.overall([good, never, *elsewhere]).endswith("on all of flat, peaky with: no policy. On some: good (flat); never (peaky).")
+
+
+def test_from_where_on_means_all_that_come_after():
+    lucky = claim.verdicts([made_up("lucky", k, error=error, mass=0.5) for k, error in ((8, 0.2), (2, 0.05), (5, 0.2))])
+    assert not lucky[0].holds and lucky[0].first is None
+    again = claim.verdicts([made_up("again", k, error=error, mass=0.5) for k, error in ((2, 0.05), (5, 0.2), (8, 0.1), (20, 0.01))])
+    assert not again[0].holds and again[0].first["case"]["k"] == 8
+    worse = claim.verdicts([made_up("worse", k, error=error, mass=0.5) for k, error in ((5, 0.05), (20, 0.2))])
+    assert worse[0].holds and worse[0].first is None and "Not even" not in claim.answer(worse)
+
+
+def test_the_ceiling_is_no_solution():
+    rows = [made_up("ceiling", 5, error=0.0, mass=1.0), made_up("control", 5, error=0.0, mass=1.0), made_up("good", 5, error=0.1, mass=0.5)]
+    for row in rows[:2]:
+        row["impl"]["is_practical"] = False
+    found = claim.verdicts(rows)
+    assert [verdict.holds for verdict in found] == [True] * 3
+    assert claim.answer(found) == "Of 100 keys of flat, 95 % can be dropped with: good (reads 35% of the bytes)."
+    assert claim.overall(found) == "95 % can be dropped on all of flat with: good."
+
+
+def printed(rows):
+    """What stands on a terminal of 80 columns."""
+    console = Console(width=80, file=io.StringIO())
+    claim.show(rows, console)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_80_columns():
+    measured = {"error": 1.234, "mass": 1.0, "dense_accuracy": 1.0, "accuracy": 0.25, "accuracy_marked": 1.0, "accuracy_unmarked": 0.0}
+    rows = [made_up(one.name, 5, name="recall", context=97, **measured) for one in CONTESTANTS]
+    rows += [made_up(one.name, 32, name="minilm", context=512, error=0.01, mass=1.0) for one in CONTESTANTS]
+    for row, contestant in zip(rows, CONTESTANTS * 2, strict=True):
+        row["impl"]["label"] = contestant.label
+        row["bytes"]["rest"] = 105
+    lines = printed(rows).splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert [line.split() for line in lines if line.startswith("policy")] == ["policy keys right error mass holds from choose all".split()]
+    cells = {line[:26].strip(): line[26:].split() for line in lines if "1.234" in line}
+    assert cells["outlier summaries, folded"] == ["5.2%", "0.250", "1.234", "1.000", "no", "–", "10%", "135%"]
+    assert cells["sinks + human pins"] == ["5.2%", "1.000", "1.234", "1.000", "yes", "5.2%", "10%", "135%"]
+
+
+def test_bytes_are_those_of_five_percent():
+    few, many = made_up("late", 5, error=0.3, mass=0.5), made_up("late", 20, error=0.09, mass=0.8)
+    many["bytes"] = {"selector": 50, "row": 40, "rest": 0, "dense": 100}
+    lines = printed([few, many]).splitlines()
+    assert ["late", "5.0%", "0.300", "0.500", "no", "20%", "10%", "35%"] in [line.split() for line in lines]
 
 
 def test_answers_decide_where_there_are_any():
@@ -272,7 +347,7 @@ def test_a_run(measured, tmp_path):
         assert row["bytes"]["row"] > 0 and list(row["quality"]["parts"]) == row["case"]["parts"] == ["seed 0"]
         assert ("accuracy" in row["quality"]) == (row["case"]["data"] == "recall")
     assert (
-        "95 % can be dropped with: oracle" in " ".join(output.split())
+        "95 % can be dropped with: top-p 0.9" in " ".join(output.split())
         and "Of 97 keys of recall" in output
         and "95 % can be dropped on all of recall, peaky, flat" in " ".join(output.split())
     )

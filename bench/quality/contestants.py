@@ -1,4 +1,9 @@
-"""Who takes part: each policy under a name, with what it needs to know before it chooses."""
+"""Who takes part: each policy under a name, with what it needs to know before it chooses.
+
+Some know more than others. Heavy hitters and SnapKV have observed dense attention of earlier queries to all keys, which only a prefill pays
+for anyway. The indexer has learned from other queries and keys of the same layer, and what learns from marks from other contexts. Policies
+that choose pages get whole pages, as near to k keys as these come: "about 5 %" of the keys is 4.1 to 6.2 % (records have the real share).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,29 +76,29 @@ def _learned(k, scene, number):
 
 
 CONTESTANTS = (
-    Contestant("oracle", "oracle", _oracle, is_practical=False),
+    Contestant("oracle", "oracle (ceiling)", _oracle, is_practical=False),
     Contestant("top_p", f"top-p {_SHARE:g}", lambda k, scene, number: selection.TopP(_SHARE, k, scene.layers[number].scale)),
     Contestant("quest", "Quest", _in_pages(selection.Quest)),
     Contestant("summaries", "summaries", _in_pages(selection.SummaryPages)),
-    Contestant("summaries_fold", "summaries, rest folded", _in_pages(selection.SummaryPages), rest="fold"),
+    Contestant("summaries_fold", "summaries, folded", _in_pages(selection.SummaryPages), rest="fold"),
     Contestant(
-        "outlier_fold", "summaries with outlier, folded", _in_pages(selection.SummaryPages, summary="outlier"),
+        "outlier_fold", "outlier summaries, folded", _in_pages(selection.SummaryPages, summary="outlier"),
         rest="fold", summary="outlier",
     ),
     Contestant("tree", "tree of summaries", _in_pages(selection.PageTree)),
-    Contestant("indexer", "indexer, trained here", lambda k, scene, number: selection.TopK(k)),
+    Contestant("indexer", "indexer, trained", lambda k, scene, number: selection.TopK(k)),
     Contestant("key_diff", "KeyDiff", lambda k, scene, number: selection.KeyDiff(k)),
     Contestant("heavy_hitters", "heavy hitters (H2O)", lambda k, scene, number: selection.HeavyHitters(k)),
     Contestant("snap", "SnapKV", lambda k, scene, number: selection.SnapKV(k)),
     Contestant("sinks_window", "sinks + window", _sinks_and_window),
     Contestant("pins", "sinks + human pins", _pins, from_marks=True),
     Contestant("learned", "learned from marks", _learned, from_marks=True),
-    Contestant("random", "random", lambda k, scene, number: selection.Random(k), is_practical=False),
+    Contestant("random", "random (control)", lambda k, scene, number: selection.Random(k), is_practical=False),
 )  # fmt: skip
 
 
 def observe(policy, layer, cache):
-    """Show a policy that lives on observed attention what earlier queries paid to all keys.
+    """Show a policy that lives on observed attention what earlier queries paid to all keys, as dense attention of a prefill does.
 
     Args:
         layer: `selkey.bench.quality.data.Layer`.

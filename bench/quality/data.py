@@ -19,8 +19,10 @@ NAMES = ("recall", "minilm", "peaky", "flat")
 CONTEXTS, LOGS, TOKENS = 32, 64, 1920
 # random queries that were asked before the others
 BEFORE = 256
-# of the tokens of the text one in so many is a query that is asked; what the others attended to is known before
-_ASKED = 8
+# of the tokens in the second half of the text one in so many is a query that is asked
+_ASKED = 4
+# added to a seed: contexts that something learns from before it is judged on those of the seed
+_LESSONS = 2_000_003
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Layer:
         scale: of the logits.
         past: ``[B, S', HQ, N]``, the shares of their attention that queries before paid to the keys.
         hidden: ``[B, N, width]``, states of the tokens that a learned policy looks at, or None.
-        indexer: `selkey.bench.quality.indexer.Indexer` of this layer, or None.
+        indexer: `selkey.bench.quality.indexer.Indexer` of this layer, trained on other queries than those it is judged on, or None.
     """
 
     k: torch.Tensor
@@ -102,7 +104,7 @@ def recall(model, task, seed, contexts=CONTEXTS):
         of = {"accuracy": is_right, "accuracy_marked": is_right[is_marked], "accuracy_unmarked": is_right[~is_marked]}
         return {name: float(which.mean()) for name, which in of.items()} | {"dense_accuracy": dense}
 
-    selector, indexers = _taught(model, task.sample(LOGS, torch.Generator().manual_seed(2_000_003 + seed)), seed)
+    selector, indexers = _taught(model, task.sample(LOGS, torch.Generator().manual_seed(_LESSONS + seed)), seed)
     layers = []
     for q, k, v, indexer in zip(context.queries, context.keys, context.values, indexers, strict=True):
         scale = k.shape[-1] ** -0.5
@@ -126,13 +128,13 @@ def _taught(model, batch, seed):
 
     def attend(number, q):
         k, v = context.keys[number], context.values[number]
-        lessons.append(Lesson(q, k, shares(q, k, k.shape[-1] ** -0.5)))
+        lessons.append((q, k))
         return attend_all(q, k, v)
 
     with torch.no_grad():
         context = model.read(batch.tokens)
         model.answer(context, batch.questions, attend)
-    return fit(list(context.hidden[0]), _marked_pairs(batch), seed=seed), [fit_indexer(lesson, seed) for lesson in lessons]
+    return fit(list(context.hidden[0]), _marked_pairs(batch), seed=seed), [_indexer(q, k, k.shape[-1] ** -0.5, seed) for q, k in lessons]
 
 
 def shares(q, k, scale, is_causal=False):
@@ -144,24 +146,41 @@ def shares(q, k, scale, is_causal=False):
 
 
 def real():
-    """A scene for each layer of MiniLM on prose; one token in eight asks, the others asked before."""
+    """A scene for each layer of MiniLM on prose: queries of the second half of the text ask for all keys; those of the first asked before.
+
+    The indexer was trained on queries and keys of the first half alone.
+    """
     return [_real(capture) for capture in minilm.captures("cpu")]
 
 
 def _real(capture):
-    is_asked = torch.arange(capture.q.shape[1]) % _ASKED == _ASKED // 2
+    half = capture.q.shape[1] // 2
     # captured in inference mode, from which nothing can learn
     q, k, v = (rows.clone() for rows in (capture.q, capture.k, capture.v))
-    layer = _layer(k, v, capture.scale, q[:, ~is_asked], seed=0)
-    return _scene("minilm", f"layer {capture.layer}", layer, q[:, is_asked])
+    indexer = _indexer(q[:, :half], k[:, :half], capture.scale, seed=0)
+    layer = Layer(k, v, capture.scale, shares(q[:, :half], k, capture.scale), indexer=indexer)
+    return _scene("minilm", f"layer {capture.layer}", layer, q[:, half::_ASKED])
 
 
 def synthetic(name, seed, tokens=TOKENS, queries=32, heads=8, kv_heads=2, width=64):
     """Keys that come in topics (stretches of text whose keys and values resemble each other), with a part that all keys share.
 
     "peaky": a query resembles one key, the needle, which with its topic has most of the attention. "flat": a query resembles no
-    key, and all keys get about the same.
+    key, and all keys get about the same. The indexer was trained on contexts of other seeds,
+    a quarter as long.
     """
+    scale = width**-0.5
+    q, k, v, needles = _random_context(name, seed, tokens, queries + BEFORE, heads, kv_heads, width)
+    # a single context, however long, is learned by heart
+    others = (_random_context(name, _LESSONS + LOGS * seed + one, tokens // 4, 16, heads, kv_heads, width) for one in range(LOGS))
+    other_q, other_k, _, _ = zip(*others, strict=True)
+    indexer = _indexer(torch.cat(other_q), torch.cat(other_k), scale, seed)
+    layer = Layer(k, v, scale, shares(q[:, queries:], k, scale), indexer=indexer)
+    return _scene(name, f"seed {seed}", layer, q[:, :queries], None if needles is None else needles[:, :queries])
+
+
+def _random_context(name, seed, tokens, queries, heads, kv_heads, width):
+    """(q, k, v, positions ``[1, queries]`` that the queries look for or None)."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -171,21 +190,19 @@ def synthetic(name, seed, tokens=TOKENS, queries=32, heads=8, kv_heads=2, width=
     topic = (torch.rand(tokens, generator=random) < 1 / 24).cumsum(0)
     topics = int(topic[-1]) + 1
     k, v = (normal(topics, kv_heads, width)[topic] * 0.8 + 0.6 * normal(tokens, kv_heads, width) for _ in range(2))
-    needles = torch.randint(tokens, (1, queries + BEFORE), generator=random)
-    q = normal(1, queries + BEFORE, heads, width)
+    needles = torch.randint(tokens, (1, queries), generator=random)
+    q = normal(1, queries, heads, width)
     if name == "peaky":
         q = 1.5 * k[needles].repeat_interleave(heads // kv_heads, 2) + 0.5 * q
     else:
         q, needles = 0.3 * q, None
     k, v = (rows[None] + normal(kv_heads, width) for rows in (k, v))
-    layer = _layer(k, v, width**-0.5, q[:, queries:], seed)
-    return _scene(name, f"seed {seed}", layer, q[:, :queries], None if needles is None else needles[:, :queries])
+    return q, k, v, needles
 
 
-def _layer(k, v, scale, before, seed):
-    """A layer whose indexer has learned from the queries before."""
-    past = shares(before, k, scale)
-    return Layer(k, v, scale, past, indexer=fit_indexer(Lesson(before, k, past), seed))
+def _indexer(q, k, scale, seed):
+    """An indexer that was trained on what q paid to k."""
+    return fit_indexer(Lesson(q, k, shares(q, k, scale)), seed)
 
 
 def _scene(data, part, layer, q, needles=None):

@@ -1,6 +1,7 @@
 """An indexer for a layer: small heads whose scores are trained on the attention that the layer paid.
 
 As in DeepSeek-V3.2, but made after the fact, of the layer's own queries and keys: linear maps to a few narrow heads, index keys in fp8.
+It is never judged on what it was trained on: see `selkey.bench.quality.data`.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from selkey.selection.loss import scores_at, selection_loss
 
 HEADS, WIDTH = 4, 32
 # a larger rate leaves no head above 0 on MiniLM
-_STEPS, _QUERIES, _RATE = 120, 64, 3e-3
+_STEPS, _QUERIES, _RATE = 240, 64, 3e-3
 
 
 class Lesson(NamedTuple):
