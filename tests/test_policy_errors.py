@@ -108,7 +108,7 @@ ERRORS = [
     (lambda: observe(6, 3), ValueError, "HQ a multiple of 2"),
     (lambda: observe(6, 4, lengths=[1, 2, 0]), ValueError, "lengths must be 3 numbers from 0 to S=1"),
     (lambda: observe(6, 4, block_size=0), ValueError, "block_size must be an int of at least 1; got 0"),
-    (lambda: Policy().bytes_per_step(SIZES), NotImplementedError, "Policy does not say what it costs"),
+    (lambda: type("Silent", (Oracle,), {"bytes_per_step": Policy.bytes_per_step})(1), TypeError, "abstract .*Silent.*bytes_per_step"),
     (lambda: Pins().pin(-1, [0]), ValueError, "batch must be at least 0; got -1"),
     (lambda: Pins().pin(0, 3), TypeError, "positions must be an iterable of ints; got 3"),
     (lambda: Pins().pin(0, [1, -3]), ValueError, "positions must be from 0 to 2147483647; got -3 in batch entry 0"),

@@ -91,10 +91,9 @@ class Summaries:
         # the rows, laid out from the start of the page that the first of them belongs to
         touched = (P + S - 2) // P + 1  # at most
         within = (lengths % P).long()[:, None] + place
-        laid_out = rows.new_zeros((B, touched * P, *rows.shape[2:]))
-        # rows that are not real come last and lie behind the others, as 0
+        laid_out = torch.nn.functional.pad(self.tensors["open_rows"], (0, 0, 0, 0, 0, (touched - 1) * P))
+        # rows that are not real lie behind the others, as 0, where nothing is yet
         laid_out.scatter_(1, within[..., None, None].expand_as(rows), rows)
-        laid_out[:, :P] += self.tensors["open_rows"]
         laid_out = laid_out.unflatten(1, (touched, P))
 
         first, after = (lengths // P).long(), (lengths + count).long()
@@ -108,8 +107,10 @@ class Summaries:
                 largest = torch.finfo(tensor.dtype).max
                 values = values.clamp(-largest, largest)
             tensor.unflatten(1, (-1, M))[entry, pages] = values.to(tensor.dtype)
-        still_open = torch.nn.functional.pad(laid_out, (0, 0, 0, 0, 0, 0, 0, 1))
-        self.tensors["open_rows"].copy_(still_open[entry[:, 0], after // P - first])
+        # the page that is not full yet, or none that begins: it would lie behind those that were touched
+        number = after // P - first
+        page = laid_out[:, 0] if touched == 1 else laid_out[entry[:, 0], number.clamp(max=touched - 1)]
+        torch.mul(page, (number < touched)[:, None, None, None], out=self.tensors["open_rows"])
 
 
 def summarise_groups(rows, count, spread, widths, kind):

@@ -1,6 +1,7 @@
 """NewRows: something that is kept for every key of a cache, brought up to date from the rows that came since."""
 
 import threading
+from abc import ABC, abstractmethod
 
 import torch
 
@@ -10,10 +11,10 @@ from selkey.cache.kv_cache import GROWTH
 _AT_ONCE = 1 << 22
 
 
-class NewRows:
+class NewRows(ABC):
     """Follows a cache, whose rows are never written a second time.
 
-    Subclasses have `grow(rows)`, which makes room, and `take(k, slots, is_new)`. Several threads may follow.
+    Several threads may follow.
     """
 
     def __init__(self, cache):
@@ -42,10 +43,10 @@ class NewRows:
         self.lengths.copy_(cache.lengths)
         self.known = list(cache.known_lengths)
 
+    @abstractmethod
     def grow(self, rows):
         """Make room for so many rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, k, slots, is_new):
         """Take in keys ``[B, M, HK, D]`` of slots ``[B, M]`` where `is_new` ``[B, M]``; elsewhere the slot is 0."""
-        raise NotImplementedError

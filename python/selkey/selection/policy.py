@@ -1,5 +1,6 @@
 """Policy: who chooses the keys that a query reads. What every policy has in common, and the errors that all of them make."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Sizes(NamedTuple):
     index_bytes: int = 132
 
 
-class Policy:
+class Policy(ABC):
     """Chooses keys of a `KVCache` for queries.
 
     Subclasses have `_choose(q, cache, query_offset, exclude, most, **kw)`, called with checked arguments, and `bytes_per_step`.
@@ -75,12 +76,16 @@ class Policy:
         with undisturbed():
             return self._choose(q, cache, _bounded(query_offset, q.shape[1], cache.rows), exclude, most, **kw)
 
+    @abstractmethod
+    def _choose(self, q, cache, query_offset, exclude, most, **kw):
+        """`select` with arguments that were checked."""
+
+    @abstractmethod
     def bytes_per_step(self, sizes):
         """Bytes read and written to choose for one new query of every sequence: keys, metadata, and scores where they are stored.
 
         The list itself is counted by the attention that reads it.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it costs")
 
 
 def visible_end(cache, query_offset, first, count):

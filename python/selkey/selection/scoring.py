@@ -1,5 +1,7 @@
 """ScorePolicy: a score for every key (or page), and the k best. Scores are stored for a few queries at a time only."""
 
+from abc import abstractmethod
+
 import torch
 
 from selkey.indexing.functional import topk
@@ -31,12 +33,12 @@ class ScorePolicy(Policy):
         self.k = check_count("k", k, 0)
         self.per = None if per is None else check_per(per)
 
+    @abstractmethod
     def scores(self, q, cache, query_offset, **kw):
         """``[B, S, G, N]`` fp32, or for pages ``[B, S, G, pages]``.
 
         With `same_for_all_queries` ``[B, 1, G, N]``: q is then the first query alone, and it is called once.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no scores")
 
     def width(self, most):
         """How many indices a list has."""
