@@ -84,7 +84,7 @@ def bench(
         return
     from rich.console import Console
 
-    from selkey.bench import devices, memory, progress, summary
+    from selkey.bench import machine, memory, progress, summary
     from selkey.bench.peers import PEERS
     from selkey.bench.run import Plan, run
 
@@ -96,7 +96,7 @@ def bench(
         stream = _stream(wanted, default, heads, contexts, head_dim, dtype)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
-    environment = devices.environment(device)
+    environment = machine.environment(device)
     plan = Plan(
         environment=environment,
         cases=cases,
@@ -110,7 +110,7 @@ def bench(
         memory_limit=max_memory or memory.available(device),
         invocation=shlex.join(["selkey", *sys.argv[1:]]),
     )
-    folder = out or Path("bench-results", devices.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    folder = out or Path("bench-results", machine.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     writer = _writer(folder)
     console = Console(highlight=False)
     more = "" if stream is None else f", then as long as {stream.context:,} tokens take"

@@ -20,7 +20,7 @@ def record(measure, show, out, *, environment, plots=True):
         measure: function(writer, watch), see `selkey.bench.records.Writer` and `selkey.bench.progress.bar`.
         show: function(rows, console).
         out: folder, or None for bench-results/<device>/<time>.
-        environment: of `selkey.bench.devices`.
+        environment: of `selkey.bench.machine`.
         plots: draw the figures.
 
     Raises:
@@ -29,9 +29,9 @@ def record(measure, show, out, *, environment, plots=True):
     """
     from rich.console import Console
 
-    from selkey.bench import devices, plot, progress, records
+    from selkey.bench import machine, plot, progress, records
 
-    folder = out or Path("bench-results", devices.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    folder = out or Path("bench-results", machine.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     if (folder / "records.jsonl").exists():
         raise click.UsageError(f"--out {folder} already holds records.jsonl: choose another folder, nothing is overwritten")
     console = Console(highlight=False)

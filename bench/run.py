@@ -37,7 +37,7 @@ class Plan:
     """What to measure and how long.
 
     Attributes:
-        environment: of `selkey.bench.devices`.
+        environment: of `selkey.bench.machine`.
         cases: of `selkey.bench.workloads`, in its order.
         with_real: also measure the real workload, whose cases `run` adds.
         dtype: of the random cases.

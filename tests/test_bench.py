@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from selkey.bench import correctness, cost, devices, gradients, inputs, memory, minilm, plot, records, timing, units, workloads
+from selkey.bench import correctness, cost, gradients, inputs, machine, memory, minilm, plot, records, timing, units, workloads
 from selkey.bench.cli import main
 from selkey.bench.peers import PEERS
 from selkey.bench.run import Plan, run
@@ -26,7 +26,7 @@ PREFILL = Case(
 
 def tiny_plan(cases, **changes):
     plan = Plan(
-        environment=devices.environment("cpu"),
+        environment=machine.environment("cpu"),
         cases=tuple(cases),
         with_real=False,
         dtype="bf16",
@@ -46,8 +46,8 @@ def small_machine(monkeypatch):
     monkeypatch.setitem(timing._SMALLEST_FLUSH, "cpu", 2**20)
     monkeypatch.setattr("selkey.bench.ceilings.SMALLEST_WORKING_SET", 2**22)
     monkeypatch.setattr("selkey.bench.ceilings.MATRIX_SIZES", {"cpu": (64,), "cuda": (64,)})
-    environment = devices.environment
-    monkeypatch.setattr(devices, "environment", lambda device: environment(device) | {"last_cache_bytes": None})
+    environment = machine.environment
+    monkeypatch.setattr(machine, "environment", lambda device: environment(device) | {"last_cache_bytes": None})
 
 
 def measure(tmp_path, cases, peers=PEERS, **changes):

@@ -32,10 +32,10 @@ def small_machine():
         patch.setattr("selkey.bench.workloads.CACHE_SHAPES", {4: (2, 32), 3: (3, 24)})
         patch.setattr("selkey.bench.inputs._BLOCK_ELEMENTS", 65_521)
         patch.setattr("selkey.bench.stream._SINGLES", 32)
-        from selkey.bench import devices
+        from selkey.bench import machine
 
-        environment = devices.environment
-        patch.setattr(devices, "environment", lambda device: environment(device) | {"last_cache_bytes": None})
+        environment = machine.environment
+        patch.setattr(machine, "environment", lambda device: environment(device) | {"last_cache_bytes": None})
         yield
 
 

@@ -26,13 +26,13 @@ def quality(chosen, formats, seeds, seed, out, quick, plots):
 
     At the end stands a verdict for each: can 95 % of the context be dropped?
     """
-    from selkey.bench import devices
+    from selkey.bench import machine
     from selkey.bench.quality import claim
     from selkey.bench.quality.run import Plan, run
     from selkey.bench.recorded import invocation, record
 
     given = {"data": chosen, "formats": formats, "seeds": seeds}
     options = (_QUICK if quick else {}) | {name: value for name, value in given.items() if value}
-    environment = devices.environment("cpu")
+    environment = machine.environment("cpu")
     plan = Plan(environment, seed=seed, invocation=invocation(), **options)
     record(lambda writer, watch: run(plan, writer, watch), claim.show, out, environment=environment, plots=plots)

@@ -24,7 +24,7 @@ def selectors(contexts, k, seconds, out, seed, quick):
     Flat selectors (Quest's boxes, page summaries, a learned indexer) read metadata of every key or page; PageTree descends a tree of
     summaries. 8 query heads over 2 KV heads × 128, an int4 cache, on the CPU.
     """
-    from selkey.bench import devices
+    from selkey.bench import machine
     from selkey.bench.recorded import invocation, record
     from selkey.bench.selectors import measure, report
     from selkey.bench.selectors.texts import CHAPTER
@@ -34,6 +34,6 @@ def selectors(contexts, k, seconds, out, seed, quick):
         raise click.UsageError(f"--contexts must be multiples of {CHAPTER}; got {', '.join(map(str, contexts))}")
     if not measure.PAGE <= k <= min(contexts):
         raise click.UsageError(f"--k must be from {measure.PAGE} to the smallest context, {min(contexts)}; got {k}")
-    environment = devices.environment("cpu")
+    environment = machine.environment("cpu")
     options = {"seconds": 1.0 if quick else seconds, "seed": seed, "environment": environment, "invocation": invocation()}
     record(lambda writer, watch: measure.measure(contexts, k, writer.write, watch, **options), report.show, out, environment=environment)

@@ -13,13 +13,13 @@ def summaries(out):
     Output error when the rest is dropped and when it joins the softmax by its summaries; and how well the mass that is missed can be
     told: by an estimate from the summaries, and by the hard bound of Quest's boxes.
     """
-    from selkey.bench import devices, minilm
+    from selkey.bench import machine, minilm
     from selkey.bench.recorded import invocation, record
     from selkey.bench.summaries import measure, report
 
     reason = minilm.missing()
     if reason is not None:
         raise click.UsageError(reason)
-    environment = devices.environment("cpu")
+    environment = machine.environment("cpu")
     options = {"environment": environment, "invocation": invocation()}
     record(lambda writer, watch: measure.measure(writer.write, watch, **options), report.show, out, environment=environment)

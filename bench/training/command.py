@@ -27,13 +27,13 @@ def train(steps, length, lengths, lora, device, out, seed):
     """
     from rich.console import Console
 
-    from selkey.bench import devices, progress
+    from selkey.bench import machine, progress
     from selkey.bench.training import experiment, report
     from selkey.bench.training.lora import check_installed
     from selkey.bench.training.recall import Recall
 
     device = chosen_device(device)
-    folder = out or Path("bench-results", devices.slug(devices.environment(device)["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+    folder = out or Path("bench-results", machine.slug(machine.environment(device)["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
     if (folder / "training.json").exists():
         raise click.UsageError(f"--out {folder} already holds training.json: choose another folder, nothing is overwritten")
     console = Console(highlight=False)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import torch
 
-from selkey.bench import devices, records
+from selkey.bench import machine, records
 from selkey.bench.training import lora as adapters
 from selkey.bench.training import memory
 from selkey.bench.training.train import RUNS, SINKS, WINDOW, evaluate, fresh_decoder, train_decoder
@@ -53,7 +53,7 @@ def run(task, *, steps, lengths, lora=False, seed=0, device="cpu", invocation=""
     if lora:
         parts |= {"LoRA base": steps} | {f"LoRA {name}": adapter_steps for name in RUNS}
     bar = _Bar(parts, watch)
-    environment = devices.environment(device)  # before anything of our own keeps the cores busy
+    environment = machine.environment(device)  # before anything of our own keeps the cores busy
     options = {"seed": seed, "device": device}
 
     # memory first: training leaves a heap in pieces, in which less can be told
