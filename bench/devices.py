@@ -1,36 +1,229 @@
-"""What makers promise of their devices."""
+"""Devices by name: what their makers promise, every figure with its source, or what was measured on one.
 
-from dataclasses import asdict, dataclass
+Rates are dense (no structured sparsity), of bf16 with fp32 accumulation. Memory is what a driver reports where that is known: a maker's
+"80 GB" is 80 GiB less what the driver keeps. An unknown device has no figures: a borrowed number is worse than none.
+"""
+
+import json
+import re
+from dataclasses import dataclass, fields
+
+from selkey.bench.nearest import unknown
+from selkey.bench.sourced import Sourced
+
+SECTOR_BYTES = {"cuda": 32, "cpu": 64}
+_GIB, _MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
-class Datasheet:
-    """Promised peaks, dense, of bf16 with fp32 accumulation. Shown beside measured ceilings, never in place of them."""
+class Device:
+    """A device and its peaks; every figure is a `Sourced` or None where nobody looked it up.
 
-    memory_gb: float
-    read_gbps: float
-    bf16_tflops: float
-    source: str
+    Attributes:
+        reported: how the name that the driver reports ends.
+        memory_bytes, l2_bytes: bytes; the largest cache on chip.
+        read_gbps: 10⁹ B/s of its memory.
+        bf16_tflops, fp8_tflops: 10¹² operations/s.
+        multiprocessors: SMs or compute units.
+        watts: power limit of the board.
+        price_per_hour: US dollars.
+    """
+
+    name: str
+    title: str
+    reported: tuple
+    memory_bytes: Sourced
+    read_gbps: Sourced
+    bf16_tflops: Sourced
+    fp8_tflops: Sourced | None = None
+    l2_bytes: Sourced | None = None
+    multiprocessors: Sourced | None = None
+    watts: Sourced | None = None
+    price_per_hour: Sourced | None = None
+
+    def figures(self):
+        """Name of the figure → Sourced, of those that there are."""
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Sourced)
+        }  # fmt: skip
 
 
-# Keyed by a part of the name that the driver reports; the first that fits counts. An unknown device has no entry and is
-# measured only: a borrowed number is worse than none.
-DATASHEETS = {
-    "A100-SXM4-80GB": Datasheet(85.9, 2039, 312, "NVIDIA A100 80 GB SXM datasheet; aiconfigurator a100_sxm.yaml"),
-    "H100 80GB HBM3": Datasheet(85.9, 3350, 989, "NVIDIA H100 SXM datasheet; aiconfigurator h100_sxm.yaml"),
-    "H200": Datasheet(141, 4800, 989, "NVIDIA H200 SXM datasheet; aiconfigurator h200_sxm.yaml"),
-    "B200": Datasheet(180, 7700, 2250, "aiconfigurator b200_sxm.yaml (HGX; 8000 GB/s in marketing)"),
-    "RTX 4090": Datasheet(24, 1008, 165.2, "NVIDIA Ada whitepaper figures; fp32 accumulation is half of fp16 accumulation"),
-    "RTX 5090": Datasheet(32, 1792, 209.5, "derived: 170 SMs × 512 operations × 2.407 GHz"),
-    "RTX PRO 6000 Blackwell Workstation": Datasheet(102.6, 1792, 503.8, "derived: 188 SMs × 1024 operations × 2.617 GHz"),
-    "RTX PRO 6000 Blackwell Server": Datasheet(102.6, 1598, 467.8, "aiconfigurator rtx_pro_6000_server.yaml; bandwidth at 12,481 MHz"),
-    "L40S": Datasheet(48, 864, 362.05, "NVIDIA L40S datasheet; aiconfigurator"),
-    "MI300X": Datasheet(192, 5300, 1307.4, "AMD MI300X datasheet; PyTorch device_info.py"),
-}
+def device(name):
+    """The device of that name.
 
-SECTOR_BYTES = {"cuda": 32, "cpu": 64}
+    Raises:
+        ValueError: there is none; the message has the nearest names and how to measure.
+    """
+    key = str(name).lower()
+    if key not in DEVICES:
+        raise unknown("device", name, DEVICES, "or measure it: `selkey ceilings --out FILE` there, then pass --ceilings FILE")
+    return DEVICES[key]
 
 
-def datasheet(name):
-    """Promised peaks of a device as a dict, or None for one that nobody looked up."""
-    return next((asdict(sheet) for part, sheet in DATASHEETS.items() if part in name), None)
+def reported_as(driver_name):
+    """The device that a driver calls so, or None for one that nobody looked up."""
+    for each in DEVICES.values():
+        if any(re.search(rf"(^|\s){re.escape(part)}$", driver_name) for part in each.reported):
+            return each
+    return None
+
+
+def datasheet(driver_name):
+    """Promised peaks of the device that a driver calls so, as a dict, or None."""
+    found = reported_as(driver_name)
+    if found is None:
+        return None
+    return {
+        "memory_gb": found.memory_bytes.value / 1e9, "read_gbps": found.read_gbps.value, "bf16_tflops": found.bf16_tflops.value,
+        "source": found.read_gbps.source,
+    }  # fmt: skip
+
+
+def from_ceilings(path):
+    """The device that `selkey ceilings --out` measured.
+
+    Args:
+        path: JSON file with `read_gbps`, `matrix_tflops` per dtype, and `env` with `device`, `memory_bytes` and `last_cache_bytes`.
+
+    Raises:
+        ValueError: the file cannot be read, or is no such file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        env, rates = found["env"], found["matrix_tflops"]
+        rate = rates.get("bf16") or rates.get("fp16") or rates["fp32"]
+        dtype = next(name for name in ("bf16", "fp16", "fp32") if rates.get(name))
+        title, memory = env["device"], env["memory_bytes"]
+        numbers = [float(found["read_gbps"]), float(rate), float(memory)]
+    except OSError as problem:
+        raise ValueError(f"{path} cannot be read: {problem.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        raise ValueError(f"{path} holds no ceilings: write them with `selkey ceilings --out FILE`") from None
+    if not all(0 < number < float("inf") for number in numbers):
+        raise ValueError(f"{path} holds ceilings that are not above 0: measure again with `selkey ceilings --out FILE`")
+
+    def measured(value, what):
+        return None if not value else Sourced(value, "measured", f"{what}, {path}")
+
+    return Device(
+        name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
+        title=title,
+        reported=(title,),
+        memory_bytes=measured(memory, "reported by the system"),
+        read_gbps=measured(found["read_gbps"], "read-only pass"),
+        bf16_tflops=measured(rate, f"{dtype} matrix product"),
+        fp8_tflops=measured(rates.get("fp8"), "fp8 matrix product"),
+        l2_bytes=measured(env.get("last_cache_bytes"), "reported by the system"),
+        multiprocessors=measured(env.get("cores"), "reported by the system"),
+    )
+
+
+def _derived(value, source):
+    return Sourced(value, "derived", source)
+
+
+def _device(name, title, reported, memory, gbps, tflops, fp8, l2_mib, multiprocessors, watts, **rest):
+    """Figures as (value, source) or Sourced; None where nobody looked it up."""
+    figures = {
+        "memory_bytes": memory, "read_gbps": gbps, "bf16_tflops": tflops, "fp8_tflops": fp8, "l2_bytes": l2_mib,
+        "multiprocessors": multiprocessors, "watts": watts,
+    } | rest  # fmt: skip
+    figures = {key: Sourced(value[0], "datasheet", value[1]) if isinstance(value, tuple) else value for key, value in figures.items()}
+    return Device(name, title, reported, **figures)
+
+
+def _twice(value, figure):
+    return _derived(value, f"twice the {figure} rate, as on the other cards of this generation")
+
+
+_AIC = "aiconfigurator {}.yaml"
+_SERVER = _AIC.format("rtx_pro_6000_server")
+_L40S = "NVIDIA L40S datasheet"
+_ALL = (
+    _device(
+        "a100-80g-sxm", "NVIDIA A100 80 GB SXM", ("A100-SXM4-80GB",), (80 * _GIB, "NVIDIA A100 datasheet: 80 GB, which is 80 GiB"),
+        (2039, "NVIDIA A100 datasheet; aiconfigurator a100_sxm.yaml"), (312, "NVIDIA A100 datasheet"), None,
+        (40 * _MIB, "NVIDIA A100 whitepaper"), (108, "NVIDIA A100 whitepaper"), (400, "NVIDIA A100 datasheet"),
+    ),
+    _device(
+        "h100-sxm", "NVIDIA H100 SXM", ("H100 80GB HBM3",), (81559 * _MIB, "81,559 MiB, as the driver reports"),
+        (3350, "NVIDIA H100 datasheet; aiconfigurator h100_sxm.yaml"), (989, "NVIDIA H100 datasheet, without sparsity"),
+        (1979, "NVIDIA H100 datasheet, without sparsity"), (50 * _MIB, "hpctech.co.jp H100 table"),
+        (132, "hpctech.co.jp H100 table"), (700, "NVIDIA H100 datasheet"),
+    ),
+    _device(
+        "h100-pcie", "NVIDIA H100 PCIe", ("H100 PCIe",), (81559 * _MIB, "81,559 MiB, as the driver reports"),
+        (2000, "hpctech.co.jp H100 table"), (756.5, "hpctech.co.jp H100 table: half of 1,513 with sparsity"),
+        (1513, "hpctech.co.jp H100 table: half of 3,026 with sparsity"), (50 * _MIB, "docs.nvidia.com launchpad, H100"),
+        (114, "docs.nvidia.com launchpad, H100"), (350, "NVIDIA product brief PB-11133-001"),
+    ),
+    _device(
+        "h200-sxm", "NVIDIA H200 SXM", ("H200",), (143771 * _MIB, "143,771 MiB, as the driver reports (141 GB in the datasheet)"),
+        (4800, "NVIDIA H200 datasheet; aiconfigurator h200_sxm.yaml"), (989, "NVIDIA H200 datasheet, without sparsity"),
+        (1979, "NVIDIA H200 datasheet, without sparsity"), _derived(50 * _MIB, "the die of the H100"),
+        (132, "saulelectric.com H200 table"), (700, "NVIDIA H200 datasheet"),
+    ),
+    _device(
+        "b200", "NVIDIA B200 (HGX)", ("B200",), (180 * _GIB, "aiconfigurator b200_sxm.yaml: 180 GB, which is 180 GiB"),
+        (7700, "aiconfigurator b200_sxm.yaml (8,000 in marketing)"), (2250, "aiconfigurator b200_sxm.yaml"),
+        (4500, "aiconfigurator b200_sxm.yaml"), (126 * _MIB, "chipsandcheese.com on B200"), (148, "glennklockwood.com on B200"),
+        (1000, "glennklockwood.com on B200"),
+    ),
+    _device(
+        "rtx-3090", "GeForce RTX 3090", ("RTX 3090",), (24 * _GIB, "24 GB, which is 24 GiB"), (936, "Tom's Hardware RTX 3090 table"),
+        _derived(71.2, "82 SMs × 512 operations × 1.695 GHz: half of the 142 that fp16 accumulation reaches"), None,
+        (6 * _MIB, "Tom's Hardware RTX 3090 table"), (82, "Tom's Hardware RTX 3090 table"), (350, "Tom's Hardware RTX 3090 table"),
+    ),
+    _device(
+        "rtx-4090", "GeForce RTX 4090", ("RTX 4090",), (24 * _GIB, "24 GB, which is 24 GiB"), (1008, "NVIDIA Ada whitepaper figures"),
+        (165.2, "NVIDIA Ada whitepaper figures; half of what fp16 accumulation reaches"), (330.3, "NVIDIA Ada whitepaper figures"),
+        (72 * _MIB, "hmc-tech.com RTX 4090"), (128, "hmc-tech.com RTX 4090"), (450, "hmc-tech.com RTX 4090"),
+    ),
+    _device(
+        "rtx-5090", "GeForce RTX 5090", ("RTX 5090",), (32 * _GIB, "32 GB, which is 32 GiB"), (1792, "spheron.network RTX 5090"),
+        _derived(209.5, "170 SMs × 512 operations × 2.407 GHz; a quarter of the 838 sparse fp16 in pocketmags"),
+        _twice(419, "bf16"), (96 * _MIB, "spheron.network RTX 5090"), (170, "spheron.network RTX 5090"),
+        (575, "spheron.network RTX 5090"),
+    ),
+    _device(
+        "rtx-pro-6000", "RTX PRO 6000 Blackwell Workstation Edition", ("RTX PRO 6000 Blackwell Workstation Edition",),
+        (97887 * _MIB, "97,887 MiB, as the driver reports"), (1792, "hardware-corner.net RTX PRO 6000 (1,711 at the clock under CUDA)"),
+        _derived(503.8, "188 SMs × 1,024 operations × 2.617 GHz; 417 were measured in a matrix product"), _twice(1007.6, "bf16"),
+        (128 * _MIB, "Tom's Hardware on RTX PRO 6000"), (188, "Tom's Hardware on RTX PRO 6000"), (600, "gpu.name RTX PRO 6000"),
+    ),
+    _device(
+        "rtx-pro-6000-server", "RTX PRO 6000 Blackwell Server Edition", ("RTX PRO 6000 Blackwell Server Edition",),
+        (97887 * _MIB, "97,887 MiB, as the driver of the workstation card reports"),
+        _derived(1598, "512 bit × 2 × 12,481 MHz, the clock under load; 1,792 in aiconfigurator"),
+        (467.8, f"{_SERVER}, at 2.43 GHz"), _twice(935.6, "bf16"), (128 * _MIB, "Tom's Hardware on RTX PRO 6000"),
+        (188, _SERVER), (600, _SERVER),
+    ),
+    _device(
+        "l4", "NVIDIA L4", ("L4",), (23034 * _MIB, "23,034 MiB, as the driver reports with ECC"), (300, "NVIDIA L4 datasheet"),
+        (121, "NVIDIA L4 datasheet: half of 242 with sparsity"), (242, "NVIDIA L4 datasheet: half of 485 with sparsity"),
+        (48 * _MIB, "fpsbench.com L4"), _derived(58, "7,424 cores of the datasheet / 128 an SM"), (72, "NVIDIA L4 datasheet"),
+    ),
+    _device(
+        "l40s", "NVIDIA L40S", ("L40S",), (46068 * _MIB, "46,068 MiB, as the driver reports with ECC"), (864, f"{_L40S}; aiconfigurator"),
+        (362.05, _L40S), (733, _L40S), (96 * _MIB, "NVIDIA Ada whitepaper figures (sellers disagree: 48)"), (142, _L40S), (350, _L40S),
+    ),
+    _device(
+        "a10", "NVIDIA A10", ("A10",), (23028 * _MIB, "23,028 MiB, as the driver reports with ECC"), (600, "NVIDIA A10 datasheet"),
+        (125, "NVIDIA A10 datasheet, without sparsity"), None, (6 * _MIB, "6,144 KiB, GA102"), (72, "9,216 cores of the datasheet / 128"),
+        (150, "NVIDIA A10 datasheet"),
+    ),
+    _device(
+        "v100-sxm2-32g", "Tesla V100 SXM2 32 GB", ("V100-SXM2-32GB",), (32 * _GIB, "NVIDIA V100 datasheet: 32 GB, which is 32 GiB"),
+        (900, "NVIDIA V100 datasheet"), (125, "NVIDIA V100 datasheet; fp16, it has no bf16"), None,
+        (6 * _MIB, "NVIDIA V100 whitepaper"), (80, "NVIDIA V100 whitepaper"), (300, "NVIDIA V100 datasheet"),
+        price_per_hour=(1.5, "lambda.ai on the cost of GPT-3, 2020"),
+    ),
+    _device(
+        "mi300x", "AMD Instinct MI300X", ("MI300X", "MI300X OAM"), (192 * _GIB, "AMD MI300X datasheet: 192 GB, which is 192 GiB"),
+        (5300, "AMD MI300X datasheet; PyTorch device_info.py"), (1307.4, "AMD MI300X datasheet; PyTorch device_info.py"),
+        (2614.9, "AMD MI300X datasheet; PyTorch device_info.py"), (256 * _MIB, "servethehome.com on MI300X: its Infinity Cache"),
+        (304, "gpu.blog on MI300X"), (750, "gpu.blog on MI300X"),
+    ),
+)  # fmt: skip
+DEVICES = {each.name: each for each in _ALL}

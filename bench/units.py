@@ -19,6 +19,19 @@ def parse_counts(text):
     return list(dict.fromkeys(parse_count(part) for part in text.split(",")))
 
 
+def parse_keys(text):
+    """Read how many keys a query reads: "2048", "2k", a share "5%" → 0.05, "dense" → None. Raises ValueError likewise."""
+    if str(text).strip().lower() == "dense":
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(text))
+    if match and 0 < float(match[1]) <= 100:
+        return float(match[1]) / 100 if float(match[1]) < 100 else None
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise ValueError(f"expected a number of keys such as 2048, a share such as 5%, or dense; got {text!r}") from None
+
+
 def parse_bytes(text):
     """Read an amount: "8G" → 8589934592. Raises ValueError likewise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(?:i?[bB])?\s*", str(text))

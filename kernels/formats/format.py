@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from ..layouts import Layout
+
 
 @dataclass(frozen=True)
 class Format:
@@ -25,9 +27,8 @@ class Format:
     a kernel; their arguments stand in `kernels/formats/plain.py`.
     """
 
-    name: str
+    layout: Layout
     element: torch.dtype  # as what the kernels see the codes
-    code_bytes: Callable[[int], int]  # of a row of so many columns
     pack: Callable
     unpack: Callable
     load: triton.JITFunction
@@ -38,13 +39,29 @@ class Format:
     # memory like out. None: rows are unpacked with `unpack`, scales and all
     unpack_planes: Callable | None = None
     planes: int = 1  # columns that a byte holds
-    is_scaled: bool = False  # a scale per row, which folds into the logit and into the weight of the row
     is_rotated: bool = False  # rows are rotated before they are coded, and keys centred where that helps
-    is_joint: bool = False  # the value is part of the key row (MLA)
 
     def __reduce__(self):
         # by name, because kernels cannot be pickled
         return _format_of, (self.name,)
+
+    @property
+    def name(self):
+        return self.layout.name
+
+    @property
+    def is_scaled(self):
+        """A scale per row, which folds into the logit and into the weight of the row."""
+        return self.layout.is_scaled
+
+    @property
+    def is_joint(self):
+        """The value is part of the key row (MLA)."""
+        return self.layout.is_joint
+
+    def code_bytes(self, head_dim):
+        """Bytes of the codes of a row of so many columns."""
+        return self.layout.code_bytes(head_dim)
 
     @property
     def is_plain(self):
@@ -57,9 +74,7 @@ class Format:
         Raises:
             ValueError: a width that is no int of at least 1, or that the format does not take.
         """
-        if not isinstance(head_dim, int) or head_dim < 1:
-            raise ValueError(f"head_dim must be an int of at least 1; got {head_dim!r}")
-        return self.code_bytes(head_dim) + (4 if self.is_scaled else 0)
+        return self.layout.bytes_per_row(head_dim)
 
 
 def _format_of(name):
@@ -71,8 +86,3 @@ def _format_of(name):
 def view_part(records, dtype, first, count):
     """`count` numbers from byte `first` on of every record, as a view ``[..., count]``."""
     return records.view(dtype)[..., first // dtype.itemsize : first // dtype.itemsize + count]
-
-
-def whole_words(size):
-    """Bytes rounded up to a multiple of 4, so that the scales behind them are aligned."""
-    return -(-size // 4) * 4

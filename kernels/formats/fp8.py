@@ -10,8 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .format import Format, whole_words
+from ..layouts import LAYOUTS
+from .format import Format
 from .scaled import load_levels, normalise, normalised, store_bytes, store_scales
+
+LAYOUT = LAYOUTS["fp8"]
 
 LARGEST = tl.constexpr(448.0)
 
@@ -38,7 +41,7 @@ def decode(codes):
 def pack(rows):
     units, largest = normalise(rows)
     codes = encode(units * LARGEST.value)
-    return torch.nn.functional.pad(codes, (0, whole_words(rows.shape[-1]) - rows.shape[-1])), (largest / LARGEST.value).squeeze(-1)
+    return torch.nn.functional.pad(codes, (0, LAYOUT.code_bytes(rows.shape[-1]) - rows.shape[-1])), (largest / LARGEST.value).squeeze(-1)
 
 
 def unpack(codes, head_dim):
@@ -89,6 +92,6 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
 
 
 FORMAT = Format(
-    "fp8", torch.uint8, whole_words, pack, unpack, load, store, unpack_planes=unpack_planes, planes=1,
-    is_scaled=True, is_rotated=True,
+    LAYOUT, torch.uint8, pack, unpack, load, store, unpack_planes=unpack_planes, planes=1,
+    is_rotated=True,
 )  # fmt: skip

@@ -8,15 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .format import Format, whole_words
+from ..layouts import LAYOUTS
+from .format import Format
 from .scaled import fitted_scale, load_levels, normalise, normalised, store_bytes, store_scales
+
+LAYOUT = LAYOUTS["int2"]
 
 # the step of the best four even levels of a normal distribution (Max, "Quantizing for minimum distortion", 1960)
 FIRST_SCALE = tl.constexpr(0.9957)
-
-
-def code_bytes(head_dim):
-    return whole_words(-(-head_dim // 4))
 
 
 def pack(rows):
@@ -24,7 +23,7 @@ def pack(rows):
     step = (units * units).mean(-1, keepdim=True).sqrt() * FIRST_SCALE.value
     codes = torch.floor(units / torch.where(step > 0, step, 1.0) + 2).clamp(0, 3)
     scale = fitted_scale(units, codes - 1.5)
-    padding = 4 * code_bytes(rows.shape[-1]) - rows.shape[-1]
+    padding = 4 * LAYOUT.code_bytes(rows.shape[-1]) - rows.shape[-1]
     parts = torch.nn.functional.pad(codes.to(torch.uint8), (0, padding)).unflatten(-1, (-1, 4))
     packed = parts[..., 0] | parts[..., 1] << 2 | parts[..., 2] << 4 | parts[..., 3] << 6
     return packed, (scale * largest).squeeze(-1)
@@ -78,6 +77,6 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
 
 
 FORMAT = Format(
-    "int2", torch.uint8, code_bytes, pack, unpack, load, store, unpack_planes=unpack_planes, planes=4,
-    is_scaled=True, is_rotated=True,
+    LAYOUT, torch.uint8, pack, unpack, load, store, unpack_planes=unpack_planes, planes=4,
+    is_rotated=True,
 )  # fmt: skip

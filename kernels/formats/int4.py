@@ -13,18 +13,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .format import Format, whole_words
+from ..layouts import LAYOUTS
+from .format import Format
 from .scaled import fitted_scale, load_levels, normalise, normalised, store_bytes, store_scales
+
+LAYOUT = LAYOUTS["int4"]
 
 CUBE = tl.constexpr(0.00875)
 # standard deviation of a row in units of its scale, for the first codes
 FIRST_SCALE = tl.constexpr(0.242)
 # the error falls by 3 % from the first fit to the third, and no more afterwards
 FITS = tl.constexpr(3)
-
-
-def code_bytes(head_dim):
-    return whole_words(-(-head_dim // 2))
 
 
 def levels_of(codes):
@@ -48,7 +47,7 @@ def pack(rows):
         # 8 + above of a positive number, 7 − above of another
         codes = above ^ ((numbers > 0).to(torch.uint8) + 7)
         scale = fitted_scale(units, levels_of(codes.float()))
-    padding = 2 * code_bytes(rows.shape[-1]) - rows.shape[-1]
+    padding = 2 * LAYOUT.code_bytes(rows.shape[-1]) - rows.shape[-1]
     pairs = torch.nn.functional.pad(codes, (0, padding)).unflatten(-1, (-1, 2))
     return pairs[..., 0] | pairs[..., 1] << 4, (scale * largest).squeeze(-1)
 
@@ -110,6 +109,6 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
 
 
 FORMAT = Format(
-    "int4", torch.uint8, code_bytes, pack, unpack, load, store, unpack_planes=unpack_planes, planes=2,
-    is_scaled=True, is_rotated=True,
+    LAYOUT, torch.uint8, pack, unpack, load, store, unpack_planes=unpack_planes, planes=2,
+    is_rotated=True,
 )  # fmt: skip

@@ -7,15 +7,18 @@ import torch
 import triton
 import triton.language as tl
 
-from .format import Format, whole_words
+from ..layouts import LAYOUTS
+from .format import Format
 from .plain import load_plain
 from .scaled import normalise, normalised, store_bytes, store_scales
+
+LAYOUT = LAYOUTS["int8"]
 
 
 def pack(rows):
     units, largest = normalise(rows)
     codes = torch.floor(units * 127 + 0.5).to(torch.int8).view(torch.uint8)
-    return torch.nn.functional.pad(codes, (0, whole_words(rows.shape[-1]) - rows.shape[-1])), (largest / 127).squeeze(-1)
+    return torch.nn.functional.pad(codes, (0, LAYOUT.code_bytes(rows.shape[-1]) - rows.shape[-1])), (largest / 127).squeeze(-1)
 
 
 def unpack(codes, head_dim):
@@ -34,6 +37,6 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
 
 
 FORMAT = Format(
-    "int8", torch.int8, whole_words, pack, unpack, load_plain, store, unpack_planes=unpack_planes, planes=1,
-    is_scaled=True, is_rotated=True,
+    LAYOUT, torch.int8, pack, unpack, load_plain, store, unpack_planes=unpack_planes, planes=1,
+    is_rotated=True,
 )  # fmt: skip

@@ -3,10 +3,8 @@
 Bytes of a row: 2 a column, 1,152 at 512 + 64.
 """
 
-from dataclasses import replace
-
 import torch
 
 from .plain import plain_format
 
-FORMAT = replace(plain_format("mla_bf16", torch.bfloat16), is_joint=True)
+FORMAT = plain_format("mla_bf16", torch.bfloat16)

@@ -8,45 +8,33 @@ import torch
 import triton
 import triton.language as tl
 
+from ..layouts import LAYOUTS, MLA_GROUP, ROPE_COLUMNS, mla_groups
 from ..primitives import load_columns, row_starts
 from .format import Format, view_part
 from .fp8 import LARGEST, decode, decoded, encode, encoded
 from .scaled import load_bytes, normalise, normalised, store_bytes
 
-ROPE = tl.constexpr(64)
-GROUP = tl.constexpr(128)
-
-
-def groups(head_dim):
-    """How many scales a row has."""
-    latent = head_dim - ROPE.value
-    # a power of two, so that the latent and the other columns are one tile each
-    if latent not in (128, 256, 512):
-        raise ValueError(f"head_dim must be 128, 256 or 512, plus 64, for format 'mla_fp8'; got {head_dim}")
-    return latent // GROUP.value
-
-
-def code_bytes(head_dim):
-    return head_dim - ROPE.value + 4 * groups(head_dim) + 2 * ROPE.value
+ROPE = tl.constexpr(ROPE_COLUMNS)
+GROUP = tl.constexpr(MLA_GROUP)
 
 
 def pack(rows):
     latent, rope = rows[..., : -ROPE.value], rows[..., -ROPE.value :]
-    units, largest = normalise(latent.unflatten(-1, (groups(rows.shape[-1]), GROUP.value)))
+    units, largest = normalise(latent.unflatten(-1, (mla_groups(rows.shape[-1]), GROUP.value)))
     scales = (largest / LARGEST.value).squeeze(-1).contiguous()
     codes = encode(units * LARGEST.value).flatten(-2)
     return torch.cat((codes, scales.view(torch.uint8), rope.bfloat16().contiguous().view(torch.uint8)), -1), None
 
 
 def unpack(codes, head_dim):
-    n = groups(head_dim)
+    n = mla_groups(head_dim)
     latent, scales, rope = codes.split((n * GROUP.value, 4 * n, 2 * ROPE.value), -1)
     numbers = decode(latent).unflatten(-1, (n, GROUP.value)) * scales.contiguous().view(torch.float32)[..., None]
     return torch.cat((numbers.flatten(-2), rope.contiguous().view(torch.bfloat16).float()), -1)
 
 
 def inner_parts(records, first, head_dim):
-    latent, n = head_dim - ROPE.value, groups(head_dim)
+    latent, n = head_dim - ROPE.value, mla_groups(head_dim)
     scales = view_part(records, torch.float32, first + latent, n)
     return scales, view_part(records, torch.bfloat16, first + latent + 4 * n, ROPE.value)
 
@@ -84,4 +72,4 @@ def store(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl.const
     tl.store(rope_ptrs, values.to(tl.bfloat16), mask=mask)
 
 
-FORMAT = Format("mla_fp8", torch.uint8, code_bytes, pack, unpack, load, store, inner_parts, is_joint=True)
+FORMAT = Format(LAYOUTS["mla_fp8"], torch.uint8, pack, unpack, load, store, inner_parts)

@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..layouts import LAYOUTS
 from ..primitives import load_rows, row_starts, store_columns
-from .format import Format, whole_words
+from .format import Format
 
 
 @triton.jit
@@ -48,16 +49,15 @@ def store_plain(codes, parts, b, rows, head, is_written, values, unit, WIDTH: tl
 
 
 def plain_format(name, dtype):
-    def code_bytes(head_dim):
-        return whole_words(head_dim * dtype.itemsize)
+    layout = LAYOUTS[name]
 
     def pack(rows):
         # a copy, because the strides of a single column may be anything
         codes = rows.to(dtype).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-        padding = code_bytes(rows.shape[-1]) - codes.shape[-1]
+        padding = layout.code_bytes(rows.shape[-1]) - codes.shape[-1]
         return torch.nn.functional.pad(codes, (0, padding)) if padding else codes, None
 
     def unpack(codes, head_dim):
         return codes[..., : head_dim * dtype.itemsize].contiguous().view(dtype).float()
 
-    return Format(name, dtype, code_bytes, pack, unpack, load_plain, store_plain)
+    return Format(layout, dtype, pack, unpack, load_plain, store_plain)

@@ -1,0 +1,116 @@
+"""What there is to choose from, with its source: models, devices, formats, selectors, workloads, implementations, claims, plots."""
+
+import inspect
+from dataclasses import asdict
+
+from selkey.bench import units
+from selkey.kernels.layouts import LAYOUTS
+
+
+def _models():
+    from selkey.bench.architecture import parameters
+    from selkey.bench.model_cost import kv_bytes_per_token
+    from selkey.bench.models import MODELS
+
+    for model in MODELS.values():
+        count = parameters(model)
+        sizes = dict.fromkeys((count.total, count.active))
+        figures = {name: asdict(figure) for name, figure in model.figures().items()}
+        yield (
+            {
+                "name": model.name, "params B": "/".join(units.three_digits(size / 1e9) for size in sizes), "layers": model.n_layers,
+                "heads": f"{model.n_heads}/{model.n_kv_heads}",
+                "width": model.head_dim, "KV B/token": f"{kv_bytes_per_token(model):,}", "source": model.source,
+            },
+            {"title": model.title, "parameters": count.total, "active_parameters": count.active, "notes": model.notes, "figures": figures},
+        )  # fmt: skip
+
+
+def _devices():
+    from selkey.bench.devices import DEVICES
+
+    for device in DEVICES.values():
+        figures = device.figures()
+
+        def text(name, factor=1.0, figures=figures):
+            if name not in figures:
+                return "–"
+            mark = "~" if figures[name].kind == "derived" else ""
+            return f"{mark}{figures[name].value / factor:.4g}"
+
+        sources = dict.fromkeys(figures[name].source for name in ("read_gbps", "bf16_tflops"))
+        yield (
+            {
+                "name": device.name, "GB": text("memory_bytes", 1e9), "GB/s": text("read_gbps"), "bf16 TF": text("bf16_tflops"),
+                "fp8 TF": text("fp8_tflops"), "L2 MiB": text("l2_bytes", 2**20), "W": text("watts"), "source": "; ".join(sources),
+            },
+            {"title": device.title, "figures": {name: asdict(figure) for name, figure in figures.items()}},
+        )  # fmt: skip
+
+
+def _formats():
+    for name, kind in LAYOUTS.items():
+        width = 576 if kind.is_joint else 128
+        what = "latent row, value inside" if kind.is_joint else "key or value row"
+        yield {"name": name, "bytes": kind.bytes_per_row(width), "columns": width, "of": what, "source": f"kernels/formats/{name}.py"}, {}
+
+
+def _selectors():
+    from selkey.bench import model_cost, models
+
+    model, context = models.model("llama-3-8b"), 2**17
+    cache = model_cost.kv_bytes(model, context)
+    for selector in model_cost.SELECTORS.values():
+        read = model_cost.selector_bytes(model, context, selection=model_cost.Selection(0.05, selector.name))
+        share = units.percent(read / cache) if read else "0"
+        yield {"name": selector.name, "reads of KV": share, "what": selector.title, "source": selector.source}, {"page": selector.page}
+
+
+def _workloads():
+    from selkey.bench import workloads
+
+    for name in workloads.WORKLOADS:
+        made_by = getattr(workloads, name, None) or getattr(workloads, f"{name}_sweep")
+        yield {"name": name, "what": _first(inspect.getdoc(made_by)), "source": f"workloads.{made_by.__name__}"}, {}
+
+
+def _implementations():
+    from selkey.bench.peers import PEERS
+
+    for name, peer in PEERS.items():
+        home = peer.__name__ if inspect.ismodule(peer) else type(peer).__module__
+        text = peer.__doc__ if inspect.ismodule(peer) else inspect.getmodule(type(peer)).__doc__
+        yield {"name": name, "reads": peer.READS, "what": _first(text), "source": home.removeprefix("selkey.")}, {}
+
+
+def _claims():
+    from selkey.bench import claims
+
+    for claim in claims.read():
+        yield {"name": claim.id, "statement": claim.statement, "source": f"seed {claim.seed}"}, {"note": claim.note}
+
+
+def _plots():
+    from selkey.bench import plot
+
+    for name, draw in plot.ALL.items():
+        home = inspect.getmodule(draw)
+        text = inspect.getdoc(draw) or home.__doc__
+        yield {"name": name, "what": _first(text), "source": home.__name__.removeprefix("selkey.")}, {}
+
+
+KINDS = {
+    "models": _models, "devices": _devices, "formats": _formats, "selectors": _selectors, "workloads": _workloads,
+    "implementations": _implementations, "claims": _claims, "plots": _plots,
+}  # fmt: skip
+
+
+def entries(kind):
+    """What there is of a kind: (what a table shows, what JSON has besides) of each, both dicts; "name" and "source" are in every one."""
+    return list(KINDS[kind]())
+
+
+def _first(text):
+    """The first sentence of a docstring."""
+    line = " ".join((text or "").split("\n\n")[0].split())
+    return line.split(": ", 1)[0] if len(line) > 90 and ": " in line else line

@@ -1,0 +1,188 @@
+"""How long a call will take, before it is made: the model that every record holds its own time against.
+
+The roof says what the machine allows. What an implementation makes of it is asked from a few short probes of that implementation, never
+from the cases that are predicted:
+
+    one query        t = call + rows · row + bytes · byte
+    many queries     t = call + pairs · pair
+
+*rows* are key rows that are read (of every list; all of them where attention is dense), *bytes* what they weigh, *pairs* query heads
+times keys. One query: three probes of 8 KV heads with the group, the kind of lists and the dtype of the case: a short one, a longer one,
+and one of wider rows; each new unknown is what the next probe takes more. Many queries: two shorter sequences of the very shape.
+A dense call of few KV heads leaves threads idle, and memory that a call takes fresh from the system has to be mapped first:
+both are counted (on a CPU).
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from selkey.bench import cost, inputs
+from selkey.bench.workloads import Case
+
+PROBE_HEADS = 8
+# (head_dim, stored keys, list): short, longer, wider
+DECODE_PROBES = ((64, 1024, 128), (64, 8192, 2048), (128, 8192, 2048))
+PREFILL_SHARES = (0.25, 0.5)
+# from so many queries on PyTorch's dense kernel works in its largest tiles
+PREFILL_LENGTHS = (768, 1536)
+SAMPLES = 7
+# glibc maps blocks from here on one by one, and unmaps them when they are freed
+MAPPED_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Line:
+    """t = call + rows · row + nbytes · byte, in µs; of many queries `row` is that of a pair."""
+
+    call: float
+    row: float
+    byte: float = 0.0
+
+    def us(self, rows, nbytes=0.0):
+        return self.call + rows * self.row + nbytes * self.byte
+
+
+class Predictor:
+    """Asks implementations for their probes when a class of cases is met first, and predicts from then on.
+
+    Args:
+        clock: `selkey.bench.timing.Clock`.
+        ready: function(peer, drawn inputs) → the implementation with its cache filled.
+        read_gbps: the measured ceiling; nothing is predicted to be faster.
+        seed: of the random keys of the probes.
+    """
+
+    def __init__(self, clock, ready, read_gbps, seed=0):
+        self.clock, self.ready, self.read_gbps, self.seed = clock, ready, read_gbps, seed
+        self._lines, self._fresh_us_per_byte = {}, None
+
+    def predict_us(self, case, peer):
+        """Microseconds of one call, or None where it is not modelled (a backward pass, a probe that fails).
+
+        Args:
+            case: `selkey.bench.workloads.Case`.
+            peer: of `selkey.bench.peers`.
+        """
+        if case.backward:
+            return None
+        line = self._line(case, peer)
+        if line is None:
+            return None
+        rows, nbytes = work(case, peer)
+        least = nbytes / self.read_gbps / 1e3 if case.q_len == 1 else 0.0
+        return max(line.us(rows, nbytes) * self._idle(case, peer), least) + self._mapping_us(case, peer)
+
+    def _line(self, case, peer):
+        key = (peer.NAME, *shape_class(case))
+        if key not in self._lines:
+            try:
+                self._lines[key] = self._ask(case, peer)
+            except Exception:  # its own rows say what is wrong with an implementation
+                self._lines[key] = None
+        return self._lines[key]
+
+    def _ask(self, case, peer):
+        probes = decode_probes(case) if case.q_len == 1 else prefill_probes(case)
+        times = [self._time_us(probe, peer) for probe in probes]
+        amounts = [work(probe, peer) for probe in probes]
+        return decode_line(times, amounts) if case.q_len == 1 else prefill_line(times, amounts)
+
+    def _time_us(self, probe, peer):
+        pool = inputs.RandomPool(cost.cache_bytes(probe), probe.dtype, self.clock.device, self.seed)
+        drawn = pool.inputs(probe, np.random.default_rng(self.seed))
+        attend = self.ready(peer, drawn).attend
+        for _ in range(2):
+            attend(drawn)
+        return float(np.median([self.clock.time_us(lambda: attend(drawn)) for _ in range(SAMPLES)]))
+
+    def _idle(self, case, peer):
+        """How many times longer a call takes because it has fewer parts than there are threads, or a last round of few."""
+        if self.clock.device != "cpu" or peer.READS != "all" or case.q_len > 1:
+            return 1.0
+        threads, parts = torch.get_num_threads(), case.batch * case.n_kv_heads
+        return -(-parts // threads) * threads / parts
+
+    def _mapping_us(self, case, peer):
+        """What the system takes to map the memory of a call that is too large to be kept for the next one."""
+        extra = peer.extra_bytes(case, self.clock.device)
+        if self.clock.device != "cpu" or extra < MAPPED_BYTES:
+            return 0.0
+        if self._fresh_us_per_byte is None:
+            # twice what is kept, written once: mapping and writing, less writing alone
+            kept = torch.empty(2 * MAPPED_BYTES, dtype=torch.uint8)
+            fresh = min(self.clock.time_us(lambda: torch.ones(2 * MAPPED_BYTES, dtype=torch.uint8), cold=False) for _ in range(3))
+            again = min(self.clock.time_us(lambda: kept.fill_(1), cold=False) for _ in range(3))
+            self._fresh_us_per_byte = max(0.0, fresh - again) / (2 * MAPPED_BYTES)
+        return extra * self._fresh_us_per_byte
+
+
+def shape_class(case):
+    """What probes have in common with the cases that they speak for."""
+    if case.q_len > 1:
+        return (
+            case.n_heads,
+            case.n_kv_heads,
+            case.n_list_heads,
+            case.head_dim,
+            case.dtype,
+            case.causal,
+            case.k,
+            case.context <= PREFILL_LENGTHS[1],
+        )
+    return (case.n_heads // case.n_kv_heads, _lists_per_kv_head(case), case.dtype)
+
+
+def work(case, peer):
+    """(rows, bytes of them) of one query, (pairs, 0) of many."""
+    keys = cost.keys_per_query_head(case, peer.READS)
+    if case.q_len > 1:
+        lists = case.n_heads if peer.READS == "all" else max(case.n_list_heads, case.n_kv_heads)
+        return case.batch * lists * keys, 0.0
+    streams = case.n_kv_heads if peer.READS == "all" else max(case.n_list_heads, case.n_kv_heads)
+    rows = case.batch * streams * keys
+    return rows, rows * sum(cost.row_bytes(case, getattr(peer, "FORMAT", None)))
+
+
+def decode_probes(case):
+    """Three cases, see the head of this file."""
+    group, lists = case.n_heads // case.n_kv_heads, _lists_per_kv_head(case)
+    return [
+        Case(
+            "decode", PROBE_HEADS * group, PROBE_HEADS, 1 if lists == 0 else PROBE_HEADS * lists, width, width, context, k, dtype=case.dtype
+        )
+        for width, context, k in DECODE_PROBES
+    ]  # fmt: skip
+
+
+def prefill_probes(case):
+    """Two shorter sequences."""
+    long = case.context > PREFILL_LENGTHS[1]
+    lengths = PREFILL_LENGTHS if long else [max(16, round(share * case.context)) for share in PREFILL_SHARES]
+    return [
+        replace(
+            case, workload="prefill", context=n, q_len=n, k=min(case.k, n), batch=1, selector="stratified", data="random_normal", layer=None
+        )
+        for n in lengths
+    ]  # fmt: skip
+
+
+def decode_line(times, amounts):
+    """The line through three probes; what comes out below 0 is 0."""
+    (rows0, bytes0), (rows1, bytes1), (rows2, bytes2) = amounts
+    byte = max(0.0, (times[2] - times[1]) / (bytes2 - bytes1))
+    row = max(0.0, (times[1] - times[0] - byte * (bytes1 - bytes0)) / (rows1 - rows0))
+    return Line(max(0.0, times[0] - row * rows0 - byte * bytes0), row, byte)
+
+
+def prefill_line(times, amounts):
+    """The line through two probes."""
+    (pairs0, _), (pairs1, _) = amounts
+    pair = max(0.0, (times[1] - times[0]) / (pairs1 - pairs0))
+    return Line(max(0.0, times[0] - pair * pairs0), pair)
+
+
+def _lists_per_kv_head(case):
+    """0: one list for all heads; 1: one per KV head; the group: one per query head."""
+    return 0 if case.n_list_heads == 1 and case.n_kv_heads > 1 else case.n_list_heads // case.n_kv_heads
