@@ -1,4 +1,4 @@
-"""Numbers as people write them: 128k tokens, 8G bytes, 0.83 ms. k = 1024 for tokens; K, M, G = powers of 1024 for bytes."""
+"""Numbers as people write them: 128k tokens, 8G bytes, 0.83 ms. k = 1024 for tokens; G = GB = 10⁹ bytes, GiB = 2³⁰."""
 
 import math
 import re
@@ -33,11 +33,12 @@ def parse_keys(text):
 
 
 def parse_bytes(text):
-    """Read an amount: "8G" → 8589934592. Raises ValueError likewise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(?:i?[bB])?\s*", str(text))
+    """Read an amount: "8G" → 8000000000, "8GiB" → 8589934592. Raises ValueError likewise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kKmMgGtT])(i?))?[bB]?\s*", str(text))
     if not match or float(match[1]) == 0:
-        raise ValueError(f"expected an amount of memory such as 8G or 900M; got {text!r}")
-    return int(float(match[1]) * _FACTORS[match[2].lower()])
+        raise ValueError(f"expected an amount of memory such as 8G or 900MiB; got {text!r}")
+    prefix = (match[2] or "").lower()
+    return int(float(match[1]) * (_FACTORS[prefix] if match[3] or not prefix else 1000 ** "kmgt".index(prefix) * 1000))
 
 
 def count(number):
