@@ -1,0 +1,70 @@
+"""`selkey claims`: statements in YAML → reproduced, refuted or conditional, with the arithmetic of every case."""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("files", metavar="[FILE.yaml …]", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--only", multiple=True, metavar="ID", help="Judge this claim alone; repeatable.")
+@click.option("--measure", is_flag=True, help="Measure what some seconds can measure on this machine, beside the records.")
+@click.option(
+    "--records",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.jsonl",
+    help="Take measurements from these records; repeatable.  [default: those that come with selkey's source]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+@click.option("--quantities", is_flag=True, help="Show what a claim can be about, and leave.")
+def claims(files, only, measure, records, as_json, quantities):
+    """Judge claims: reproduced where every case agrees, refuted where none does, conditional otherwise.
+
+    Without a file: all claims of the conversations that selkey was made from. The exit code is 0 whatever the verdicts; 1 where a claim's
+    `expect` disagrees with its verdict, 2 where a file is broken.
+    """
+    from rich.console import Console
+
+    from selkey.bench import claims as module
+    from selkey.bench import claims_report, measure_now, measurements
+    from selkey.bench.nearest import unknown
+    from selkey.bench.statements import BrokenFile
+
+    console = Console(highlight=False)
+    if quantities:
+        claims_report.show_quantities(console)
+        return
+    found, problems = [], []
+    for path in files or (module.CLAIMS,):
+        try:
+            found += module.read(path)
+        except BrokenFile as broken:
+            problems += broken.problems
+    if problems:
+        click.echo("\n".join(problems), err=True)
+        raise SystemExit(2)
+    for name in only:
+        if name not in [claim.id for claim in found]:
+            raise click.UsageError(str(unknown("claim", name, [claim.id for claim in found])))
+    chosen = [claim for claim in found if not only or claim.id in only]
+    try:
+        rows, complaints = measurements.committed(records)
+    except (ValueError, OSError) as problem:
+        raise click.ClickException(str(problem)) from None
+    for complaint in complaints:
+        click.echo(complaint, err=True)
+    if measure:
+        rows = measure_now.rows(Console(stderr=True, highlight=False)) + rows
+    judged = [module.judge(claim, rows) for claim in chosen]
+    if as_json:
+        for one in judged:
+            click.echo(json.dumps(module.as_json(one), ensure_ascii=False))
+    else:
+        claims_report.show(judged, console)
+    unexpected = [one for one in judged if not one.is_expected]
+    for one in unexpected:
+        click.echo(f"claim {one.claim.id}: expected {one.claim.expect}, found {one.verdict}", err=True)
+    if unexpected:
+        raise SystemExit(1)
