@@ -12,9 +12,13 @@ from math import comb
 import numpy as np
 import torch
 
+from selkey.bench import timers
+
 MIN_SAMPLES = 3
+MIN_PAIRS = 6  # fewer have no interval
 MAX_SAMPLES = 60
 CONVERGED_WIDTH = 0.05
+_WARM_BATCH, _SETTLED = 5, 0.03
 _SMALLEST_FLUSH = {"cpu": 64 * 2**20, "cuda": 2**30}
 
 
@@ -24,11 +28,19 @@ class Clock:
     Args:
         device: "cpu" or "cuda".
         cache_bytes: size of the last cache, None where nothing says.
+        timer: "auto", "events", "graph", "profiler" or "perf_counter", see `selkey.bench.timers`.
+
+    Attributes:
+        timer: the name for the record: "cuda_graph", "profiler", "cuda_events" or "perf_counter".
+
+    Raises:
+        ValueError: a timer that does not fit the device.
     """
 
-    def __init__(self, device, cache_bytes):
-        self.device = device
-        self.timer = "cuda_events" if device == "cuda" else "perf_counter"
+    def __init__(self, device, cache_bytes, timer="auto"):
+        self.device, self.cache_bytes = device, cache_bytes
+        self._timer = timers.chosen(timer, device)
+        self.timer = self._timer.NAME
         factor = 2 if device == "cuda" else 4
         self.flush_bytes = max(factor * (cache_bytes or 0), _SMALLEST_FLUSH[device])
         self._buffer = torch.ones(self.flush_bytes // 4, device=device)
@@ -42,19 +54,12 @@ class Clock:
             self._buffer.sum()
 
     def time_us(self, call, *, cold=True):
-        """Microseconds of one call, its result discarded."""
-        if cold:
-            self.flush()
-        if self.device == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end) * 1e3
-        begin = time.perf_counter_ns()
-        call()
-        return (time.perf_counter_ns() - begin) / 1e3
+        """Microseconds of one call, its result discarded.
+
+        Args:
+            call: function without arguments, or with the graph timer a `selkey.bench.timers.Rotation`, which is cold by itself.
+        """
+        return self._timer.time_us(call, self.flush if cold else None)
 
     def cold_proof(self):
         """Read a buffer of a quarter of the cache right after itself and after a flush: the second has to be slower.
@@ -72,7 +77,28 @@ class Clock:
         }  # fmt: skip
 
 
-def interleave(clock, calls, draw, seconds):
+def warm_up(clock, call, seconds):
+    """Call until the machine has settled: two successive medians of `_WARM_BATCH` calls agree, or the time is over.
+
+    Not by count: clocks rise and fall over milliseconds to a second, however long a call takes.
+
+    Args:
+        call: function without arguments.
+        seconds: the longest time; a batch that has begun is finished.
+
+    Returns:
+        dict: warm_seconds (spent), settled (whether two medians agreed), n (calls).
+    """
+    begin, medians, n = time.monotonic(), [], 0
+    settled = False
+    while not settled and (not medians or time.monotonic() < begin + seconds):
+        medians.append(float(np.median([clock.time_us(call, cold=False) for _ in range(_WARM_BATCH)])))
+        n += _WARM_BATCH
+        settled = len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) <= _SETTLED
+    return {"warm_seconds": time.monotonic() - begin, "settled": settled, "n": n}
+
+
+def interleave(clock, calls, draw, seconds, *, together=False):
     """Samples of every implementation, taken in turn.
 
     An implementation rests once its interval is narrow enough or its share of the time is spent, but not before
@@ -82,6 +108,8 @@ def interleave(clock, calls, draw, seconds):
         calls: name → function of what `draw` returns.
         draw: gives the inputs of a round; not timed.
         seconds: time for all of it, as far as `MIN_SAMPLES` allows.
+        together: nobody rests before all may, and not before `MIN_PAIRS`, so that the samples are pairs: the i-th of each comes
+            from the same round.
 
     Returns:
         name → list of microseconds.
@@ -89,20 +117,21 @@ def interleave(clock, calls, draw, seconds):
     samples = {name: [] for name in calls}
     deadline = time.monotonic() + seconds
     spent = dict.fromkeys(calls, 0.0)
-    active = list(calls)
+    active, least = list(calls), MIN_PAIRS if together else MIN_SAMPLES
     while active:
         inputs = draw()
         for name in active:
             begin = time.monotonic()
             samples[name].append(clock.time_us(partial(calls[name], inputs)))
             spent[name] += time.monotonic() - begin
-        active = [name for name in active if _goes_on(samples[name], spent[name], seconds / len(calls), deadline)]
+        going = [name for name in active if _goes_on(samples[name], spent[name], seconds / len(calls), deadline, least)]
+        active = active if together and going else going
         active = active[1:] + active[:1]
     return samples
 
 
-def _goes_on(samples, spent, share, deadline):
-    if len(samples) < MIN_SAMPLES:
+def _goes_on(samples, spent, share, deadline, least):
+    if len(samples) < least:
         return True
     if len(samples) >= MAX_SAMPLES or spent >= share or time.monotonic() >= deadline:
         return False
