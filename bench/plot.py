@@ -1,16 +1,44 @@
 """Figures from records alone: nothing is measured, looked up or remembered here."""
 
+import io
+
 from selkey.bench import records
-from selkey.bench.plots import formats, memory, prefill, quality, roofline, selection, selectors, speedup, stream, summaries, throughput
+from selkey.bench.plots import (
+    breakdown,
+    cost,
+    dark,
+    ecdf,
+    formats,
+    gather,
+    heatmap,
+    memory,
+    pareto,
+    predicted,
+    prefill,
+    quality,
+    roofline,
+    selection,
+    selectors,
+    speedup,
+    stream,
+    summaries,
+    table,
+    throughput,
+    whole_model,
+)  # fmt: skip
 
 FIGURES = {
     "roofline": roofline.draw,
     "throughput": throughput.draw,
+    "heatmap": heatmap.draw,
     "memory": memory.draw,
     "speedup": speedup.draw,
     "prefill": prefill.draw,
     "backward": prefill.draw_backward,
+    "ecdf": ecdf.draw,
+    "predicted": predicted.draw,
     "quality": quality.draw,
+    "pareto": pareto.draw_quality,
 }
 CACHE_FIGURES = {
     "cache_speed": formats.draw_speed,
@@ -18,25 +46,65 @@ CACHE_FIGURES = {
     "cache_error": formats.draw_error,
     "stream": stream.draw,
 }
-SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "summaries": summaries.draw}
+SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "breakdown": breakdown.draw, "summaries": summaries.draw}
+MODELLED_FIGURES = whole_model.FIGURES | {"fit": pareto.draw, "energy": cost.draw_energy, "cost_shares": cost.draw_shares}
+CEILING_FIGURES = gather.FIGURES  # drawn from a file of `selkey ceilings` instead of records
+ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | MODELLED_FIGURES
 
 
-def draw(rows, folder):
-    """Draw every figure for which there is data.
+def figures(rows, watch=lambda *progress: None):
+    """Name and Figure of all for which there is data, one after the other.
 
     Args:
         rows: records, see `selkey.bench.records.read`.
-        folder: where the PNG files go.
-
-    Returns:
-        paths of the pictures.
+        watch: told what is drawn, as by `selkey.bench.progress.bar`.
     """
-    paths = []
-    for name, draw_one in (FIGURES | CACHE_FIGURES | SELECTION_FIGURES).items():
+    for number, (name, draw_one) in enumerate(ALL.items()):
+        watch(name, number, len(ALL), number / len(ALL))
         figure = draw_one(rows)
         if figure is not None:
-            path = folder / f"{name}.png"
-            with records.whole_file(path) as draft:
-                figure.savefig(draft, format="png")
-            paths.append(path)
-    return paths
+            yield name, figure
+    watch("done", len(ALL), len(ALL), 1.0)
+
+
+def ceiling_figures(ceilings):
+    """Name and Figure of all that a file of `selkey ceilings` holds data for."""
+    return [(name, figure) for name, draw_one in CEILING_FIGURES.items() if (figure := draw_one(ceilings)) is not None]
+
+
+def draw(rows, folder):
+    """Write every figure for which there is data, as NAME.png, NAME.dark.png and NAME.csv.
+
+    Returns:
+        paths of the light pictures.
+    """
+    return [save(figure, folder / f"{name}.png") for name, figure in figures(rows)]
+
+
+def save(figure, path):
+    """Write the three files of a figure, which is dark afterwards.
+
+    Args:
+        path: of the light picture; the others stand beside it.
+
+    Returns:
+        the same path.
+    """
+    for suffix, content in rendered(figure).items():
+        with records.whole_file(path.with_suffix(suffix)) as draft:
+            draft.write_bytes(content)
+    return path
+
+
+def rendered(figure):
+    """Suffix → bytes: for a light page, for a dark one, and the numbers that it shows. The figure is dark afterwards."""
+    light = _png(figure)
+    numbers = table.text(figure)
+    dark.recolour(figure)
+    return {".png": light, ".dark.png": _png(figure), ".csv": numbers.encode()}
+
+
+def _png(figure):
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor=figure.get_facecolor())
+    return picture.getvalue()

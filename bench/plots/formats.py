@@ -7,7 +7,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from selkey.bench import units
 from selkey.bench.plots import style
 
-_MARKERS = {"bf16": "o", "fp8": "s", "int8": "D", "int4": "^", "int2": "v"}
 _PLAIN = "selkey"
 
 
@@ -54,7 +53,10 @@ def draw_error(rows):
             bytes_of_row = here[0]["cache"]["bytes_per_row"][0]
             error = statistics.median(row["cache"]["format_error_rel_l2"] for row in here)
             fill = {} if width == widths[0] else {"markerfacecolor": "white"}
-            axis.plot(bytes_of_row, error, **_look(name), **fill, linestyle="", markersize=9, markeredgewidth=1.6)
+            axis.plot(
+                bytes_of_row, error, **_look(name), **fill, linestyle="", markersize=9, markeredgewidth=1.6,
+                label=f"{_label(name)}, head_dim {width}",
+            )  # fmt: skip
             if width == widths[0]:
                 text = f"{here[0]['cache']['format']}\n{error:.2%}"
                 axis.annotate(
@@ -93,7 +95,7 @@ def _panels(rows, title, value, *, legend):
         for number, name in enumerate(_names(rows)):
             one = [row for row in here if row["impl"]["name"] == name]
             x, y = style.series(one, lambda row: row["case"]["context"], value)
-            axis.plot(x, y, _line(name), **_look(name), markersize=6.5 - 0.6 * number, linewidth=1.6)
+            axis.plot(x, y, _line(name), **_look(name), markersize=6.5 - 0.6 * number, linewidth=1.6, label=_label(name))
         style.context_axis(axis, {row["case"]["context"] for row in here})
     return figure, axes
 
@@ -110,14 +112,13 @@ def _shape(row):
 def _names(rows):
     """The plain tensors first, then formats from many bits to few."""
     found = {row["impl"]["name"] for row in rows}
-    return [name for name in (_PLAIN, *(f"kv_{format}" for format in _MARKERS)) if name in found]
+    return [name for name in (_PLAIN, *(f"kv_{format}" for format in style.FORMAT_MARKERS)) if name in found]
 
 
 def _look(name):
     if name == _PLAIN:
         return {"color": style.COLOURS["sdpa"], "marker": "x"}
-    format = name.removeprefix("kv_")
-    return {"color": style.shades(_MARKERS)[format], "marker": _MARKERS[format]}
+    return style.look(name)
 
 
 def _line(name):

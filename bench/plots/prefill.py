@@ -29,7 +29,7 @@ def draw(rows, workload="prefill", name="Causal prefill"):
         x, y = style.series(here, _tokens, lambda row: row["mem"]["peak_extra_bytes"] or None)
         memory.plot(x, y, label=f"{style.label(name)}: memory ∝ S{_power(x, y)}", **look)
         x, y = style.series(here, _tokens, lambda row: row["mem"]["predicted_extra_bytes"])
-        memory.plot(x, y, ":", color=look["color"], linewidth=1.6)
+        memory.plot(x, y, ":", color=look["color"], linewidth=1.6, gid=f"{style.label(name)}, predicted")
     for axis in (time, memory):
         style.context_axis(axis, {_tokens(row) for row in rows}, "tokens S")
         axis.legend(frameon=False, loc="best", fontsize=9)

@@ -5,7 +5,7 @@ from selkey.bench.plots import style
 
 def draw(rows):
     """Output error and softmax mass kept against the share of keys, a line per layer."""
-    rows = [row for row in rows if row["case"]["workload"] == "real" and row["quality"] and row["impl"]["name"] == "selkey"]
+    rows = [row for row in rows if row["case"].get("workload") == "real" and row["quality"] and row["impl"]["name"] == "selkey"]
     if not rows:
         return None
     case = rows[0]["case"]
@@ -18,7 +18,7 @@ def draw(rows):
         for layer in layers:
             here = [row for row in rows if row["case"]["layer"] == layer]
             x, y = style.series(here, lambda row: 100 * row["case"]["k_frac"], lambda row, measure=measure: 100 * row["quality"][measure])
-            axis.plot(x, y, "-o", color=colours[layer], markersize=5, linewidth=1.6)
+            axis.plot(x, y, "-o", color=colours[layer], markersize=5, linewidth=1.6, label=f"layer {layer}")
         kept = sorted({round(100 * row["case"]["k_frac"]) for row in rows})
         axis.set_xticks(kept, [f"{share} %" for share in kept])
         axis.set_xlabel("keys kept")

@@ -73,10 +73,10 @@ def draw_pareto(rows):
         for name in _names(here):
             look = _look(name)
             points = sorted(((_bytes(row), lost(row), row) for row in here if row["impl"]["name"] == name), key=lambda point: point[:2])
-            axis.plot([x for x, _, _ in points], [y for _, y, _ in points], **look, linewidth=1.1, alpha=0.9)
+            axis.plot([x for x, _, _ in points], [y for _, y, _ in points], **look, linewidth=1.1, alpha=0.9, label=name)
             for x, y, row in points:
                 without = x - row["bytes"]["selector"] / row["bytes"]["dense"]
-                axis.plot([max(without, 1e-3), x], [y, y], color=look["color"], linewidth=0.6, alpha=0.45)
+                axis.plot([max(without, 1e-3), x], [y, y], color=look["color"], linewidth=0.6, alpha=0.45, label=f"{name}, selector")
         _front(axis, here, lost)
         _share_axis(axis, "bytes read, of those of dense attention", mark=False)
         axis.set_xlim(0.008, 1.6)
@@ -127,7 +127,7 @@ def _heat(axis, rows, names, formats, asked):
     # dark is bad; what was not measured has no colour
     lost = {key: 1 - one if is_right else min(1.0, one) for key, one in found.items()}
     shade = [[lost.get((name, format), float("nan")) for format in formats] for name in names]
-    axis.imshow(shade, cmap="cividis_r", vmin=0, vmax=1, aspect="auto")
+    axis.imshow(shade, cmap="cividis_r", vmin=0, vmax=1, aspect="auto", label="lost")
     for i, name in enumerate(names):
         for j, format in enumerate(formats):
             text = f"{100 * found[name, format]:.3g}" if (name, format) in found else "–"
@@ -144,13 +144,16 @@ def _front(axis, rows, lost):
         if lost(row) < best:
             best = lost(row)
             points.append((_bytes(row), best))
-    axis.plot(*zip(*points, strict=True), color="#F0C000", linewidth=5, alpha=0.45, zorder=0, drawstyle="steps-post")
+    axis.plot(
+        *zip(*points, strict=True), color="#F0C000", linewidth=5, alpha=0.45, zorder=0, drawstyle="steps-post", label="best for its bytes"
+    )
 
 
 def _lines(axis, rows, data, x, y):
     here = [row for row in rows if row["case"]["data"] == data]
     for name in _names(here):
-        axis.plot(*style.series([row for row in here if row["impl"]["name"] == name], x, y), **_look(name), linewidth=1.5)
+        points = style.series([row for row in here if row["impl"]["name"] == name], x, y)
+        axis.plot(*points, **_look(name), linewidth=1.5, label=name)
 
 
 def _share_axis(axis, label="share of the keys that are read", *, mark=True):
@@ -170,7 +173,7 @@ def _with_legend(figure, rows, more=()):
 
 
 def _of_quality(rows):
-    return [row for row in rows if row["case"]["workload"] == "quality" and row["status"]["state"] == "ok"]
+    return [row for row in rows if row["case"].get("workload") == "quality" and row["status"]["state"] == "ok"]
 
 
 def _plain(rows):

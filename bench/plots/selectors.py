@@ -36,7 +36,7 @@ def draw(rows):
         for axis, measure in zip(axes, measures, strict=True):
             points = style.series(here, lambda row: row["case"]["context"], measure)
             if points[0]:
-                axis.plot(*points, **look)
+                axis.plot(*points, **look, label=label)
         if here:
             entries.append(style.sign(label=label, **look))
     for axis in axes:

@@ -1,4 +1,4 @@
-"""How much faster than dense attention, against the share of the keys that is selected."""
+"""How much faster than dense attention, against the share of the keys that is selected (P6)."""
 
 import numpy as np
 from matplotlib.ticker import NullLocator
@@ -6,9 +6,11 @@ from matplotlib.ticker import NullLocator
 from selkey.bench import units
 from selkey.bench.plots import style
 
+_PAGE, _INDEX_BYTES = 16, 132  # Quest's smallest and largest key a page; an fp8 index key of 128 with its scale, one for all heads
+
 
 def draw(rows):
-    """Measured speed-up of selkey and of a plain gather; the ratio of bytes; where selection stops paying."""
+    """Measured speed-up of selkey and of a plain gather, the roof that each selector leaves, where selection stops paying."""
     rows = style.timed(rows, "k_sweep")
     cases = {}
     for row in rows:
@@ -22,15 +24,16 @@ def draw(rows):
         f"Selecting k of {units.count(case['context'])} keys: one query, {case['n_heads']} heads over {case['n_kv_heads']} KV heads, "
         f"head_dim {case['head_dim']}"
     )
-    figure, (axis,) = style.figure(rows, title)
+    figure, (axis,) = style.figure(rows, title, height=5.8)
     shares = np.array([together["selkey"]["case"]["k_frac"] for together in cases])
-    theory = [together["sdpa"]["bytes"]["unique"] / together["selkey"]["bytes"]["unique"] for together in cases]
-    axis.plot(shares, theory, "--", color="#444444", linewidth=1.4, label="ratio of the bytes read (both at the roof)")
+    fine = np.geomspace(shares[0], shares[-1], 100)
+    for (name, per_key), line in zip(_selectors(case).items(), ("--", "-.", ":"), strict=True):
+        axis.plot(fine, 1 / (per_key + fine), line, color="#444444", linewidth=1.3, label=f"roof 1 / (ρ + k/n), {name}: ρ = {per_key:.3g}")
     for name in ("gather", "selkey"):
         found = [together for together in cases if name in together]
         x = [together[name]["case"]["k_frac"] for together in found]
         y = [_ratio(together, name) for together in found]
-        axis.plot(x, y, **style.look(name), markersize=6, linewidth=1.8, label=style.label(name))
+        axis.plot(x, y, **style.look(name), markersize=6, linewidth=1.8, label=f"{style.label(name)}, measured, lists given")
     axis.axhline(1, color=style.INK, linewidth=1)
     axis.set_xscale("log")
     style.log_y([axis], "times as fast as dense SDPA", lambda value: f"{value:g}×")
@@ -41,6 +44,16 @@ def draw(rows):
     axis.set_xlabel("share of the keys selected, and k")
     axis.legend(frameon=False, loc="upper right", fontsize=9)
     return figure
+
+
+def _selectors(case):
+    """Selector → ρ, what it reads for every stored key, as a share of that key's and value's rows in all KV heads."""
+    key, value = case["head_dim"] * case["kv_bits"] / 8, case["v_head_dim"] * case["kv_bits"] / 8
+    quest = 2 * key / _PAGE / (key + value)
+    return {
+        "the list is given": 0.0, f"Quest, pages of {_PAGE}": quest,
+        f"indexer, {_INDEX_BYTES} B a key": _INDEX_BYTES / (case["n_kv_heads"] * (key + value)),
+    }  # fmt: skip
 
 
 def _ratio(together, name):

@@ -39,8 +39,9 @@ def draw(rows):
             look |= {"markersize": 4 if kind is pieces else 7, "linewidth": 1.6}
             append.plot(*style.series(kind, _seen, _append), **look, label=label.format(kind[0]["stream"]["tokens_of_append"]))
     query.plot(
-        *style.series(rows, _seen, lambda row: row["stream"]["attention_us"]["p50"]), "-o", color=_BOUNDED, markersize=4, linewidth=1.6
-    )
+        *style.series(rows, _seen, lambda row: row["stream"]["attention_us"]["p50"]), "-o", color=_BOUNDED, markersize=4, linewidth=1.6,
+        label="BoundedCache",
+    )  # fmt: skip
     for axis in (memory, append, query):
         axis.set_xscale("log", base=2)
         axis.set_xlabel("tokens seen")

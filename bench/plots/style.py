@@ -1,43 +1,57 @@
 """What all figures share: colours, markers, axes in powers of two, and the line that says where the numbers come from."""
 
+import json
+import math
 import re
+import zlib
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from selkey.bench import units
+from selkey.bench import ceiling_file, units
 
 # Okabe and Ito's palette: told apart with every common kind of colour vision.
 COLOURS = {"selkey": "#0072B2", "gather": "#E69F00", "sdpa": "#7A7A7A"}
 MARKERS = {"selkey": "o", "gather": "D", "sdpa": "s"}
 LABELS = {"selkey": "selkey", "gather": "gather, then SDPA", "sdpa": "dense SDPA", "selkey_deterministic": "selkey, deterministic"}
+FORMAT_MARKERS = {"bf16": "o", "fp8": "s", "int8": "D", "int4": "^", "int2": "v"}
+_OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#8C6D1F", "#6A3D9A")
+_OTHER_MARKERS = "^vP*Xhp<>d"
 ACCENT = "#D55E00"
-INK, FAINT = "#222222", "#CCCCCC"
+INK, SOFT, FAINT = "#222222", "#555555", "#CCCCCC"
+_APART = "  ·  "
 
 _SMALL, _LABEL = 9, 10
-_LEFT, _BOTTOM, _PANEL_GAP = 0.8, 0.95, 0.75
+_LEFT, _BOTTOM, _PANEL_GAP, _ROW_GAP, _FOOT_LINE = 0.8, 0.95, 0.75, 0.95, 0.15
+_FOOT_LETTER = 0.0685  # inches, on average, at the size of the last line
 
 
-def figure(rows, title, headings=("",), *, width=10, height=5, legend=0.0):
+def figure(rows, title, headings=("",), *, columns=None, width=10, height=5, legend=0.0, left=_LEFT):
     """An empty figure with a title on top and the provenance of the rows at the bottom.
 
     Args:
         rows: the records that it shows.
-        headings: of the panels, side by side.
-        width, height, legend: inches; `legend` is kept free at the right.
+        headings: of the panels, row by row.
+        columns: panels side by side; None: all of them.
+        width, height, legend, left: inches; `legend` is kept free at the right, `left` at the left.
 
     Returns:
         (Figure, list of Axes).
     """
+    columns = columns or len(headings)
+    lines = -(-len(headings) // columns)
+    foot = _wrapped(provenance(rows), int((width - 0.3) / _FOOT_LETTER))
+    bottom = _BOTTOM + _FOOT_LINE * (len(foot) - 1)
     drawn = Figure(figsize=(width, height), dpi=130, facecolor="white")
-    panel = (width - _LEFT - legend - 0.15 - _PANEL_GAP * (len(headings) - 1)) / len(headings)
+    panel = (width - left - legend - 0.15 - _PANEL_GAP * (columns - 1)) / columns
     top = 0.75 if any(headings) else 0.5
+    tall = (height - bottom - top - _ROW_GAP * (lines - 1)) / lines
     axes = []
     for i, heading in enumerate(headings):
-        left = _LEFT + i * (panel + _PANEL_GAP)
-        axis = drawn.add_axes((left / width, _BOTTOM / height, panel / width, (height - _BOTTOM - top) / height))
+        x, y = left + i % columns * (panel + _PANEL_GAP), bottom + (lines - 1 - i // columns) * (tall + _ROW_GAP)
+        axis = drawn.add_axes((x / width, y / height, panel / width, tall / height))
         axis.grid(True, which="major", color=FAINT, linewidth=0.6, alpha=0.7)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=_SMALL)
@@ -46,24 +60,42 @@ def figure(rows, title, headings=("",), *, width=10, height=5, legend=0.0):
             axis.spines[side].set_visible(False)
         axes.append(axis)
     drawn.text(0.15 / width, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="top", color=INK)
-    drawn.text(0.15 / width, 0.12 / height, provenance(rows), fontsize=8, color="#555555")
+    drawn.text(0.15 / width, 0.12 / height, "\n".join(foot), fontsize=8, color=SOFT, linespacing=1.35)
     return drawn, axes
 
 
 def provenance(rows):
-    """Device, dtype, cache, origin, versions and what else kept the machine busy, in a line."""
+    """Device, dtype, cache, origin, versions, ceilings and what else kept the machine busy, in a line."""
 
     def values(block, key):
-        return " / ".join(sorted({str(row[block][key]) for row in rows if row[block] and row[block].get(key) is not None}))
+        return " / ".join(sorted({str(row[block][key]) for row in rows if row.get(block) and row[block].get(key) is not None}))
 
     cache = values("time", "cache_mode")
+    days = sorted({row["run"]["time"][:10] for row in rows if row.get("run")})
     origin = "/".join(sorted({row["origin"] for row in rows}))
-    day = "/".join(sorted({row["run"]["time"][:10] for row in rows}))
-    parts = [values("env", "device"), values("case", "dtype"), f"{cache} cache" if cache else "", f"{origin} {day}"]
-    parts += [f"selkey {values('env', 'selkey')}", f"torch {values('env', 'torch')}"]
-    busy = max(row["env"]["busy_cores"] for row in rows)
+    parts = [
+        values("env", "device"),
+        values("case", "dtype"),
+        f"{cache} cache" if cache else "",
+        " ".join([origin, "/".join(days)]).strip(),
+    ]
+    parts += [f"{name} {values('env', name)}" for name in ("selkey", "torch", "triton", "driver") if values("env", name)]
+    known = {json.dumps(row["ceilings"], sort_keys=True): row["ceilings"] for row in rows if row.get("ceilings")}
+    parts.append("ceilings " + "/".join(sorted(map(ceiling_file.digest, known.values()))) if known else "")
+    busy = max((row["env"].get("busy_cores") or 0.0 for row in rows if row.get("env")), default=0.0)
     parts.append(f"other programs kept {busy:.1f} cores busy" if busy > 0.3 else "")
-    return "  ·  ".join(part for part in parts if part)
+    return _APART.join(part for part in parts if part)
+
+
+def _wrapped(text, letters):
+    """Lines of at most so many letters, parted where the parts are."""
+    lines = []
+    for part in text.split(_APART):
+        if lines and len(lines[-1] + _APART + part) <= letters:
+            lines[-1] += _APART + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def shades(keys, name="viridis", start=0.0, end=0.88):
@@ -101,25 +133,50 @@ def log_y(axes, label, write, *, decades=1.0):
         axis.set_ylim(low, high)
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=20))
         axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _without_zeros(write(value))))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(write(value))))
         axis.set_ylabel(label, fontsize=_LABEL)
 
 
-def _without_zeros(text):
-    """For ticks: "10.0 ms" → "10 ms"."""
-    return re.sub(r"\.0+(?!\d)", "", text)
+def log_x(axis, label, write, ticks=6):
+    """x logarithmic with at most so many ticks at 1, 2 and 5 times powers of ten.
+
+    Args:
+        write: value → text of a tick.
+    """
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        places = [step * 10.0**power for power in decades for step in steps if low <= step * 10.0**power <= high]
+        if len(places) <= ticks:
+            break
+    axis.xaxis.set_major_locator(FixedLocator(places[:: max(1, -(-len(places) // ticks))]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(write(value))))
+    axis.set_xlabel(label, fontsize=_LABEL)
+
+
+def short(text):
+    """For ticks: "10.0 ms" → "10 ms", "0.500 s" → "0.5 s"."""
+    return re.sub(r"(\d+\.\d*?)0+(?=\D|$)", lambda found: found[1].rstrip("."), text)
 
 
 def side_legend(drawn, entries, title=None):
     """A legend in the space kept free at the right."""
     place = {"loc": "center right", "bbox_to_anchor": (1 - 0.1 / drawn.get_figwidth(), 0.52)}
     legend = drawn.legend(handles=entries, title=title, frameon=False, fontsize=_SMALL, title_fontsize=_SMALL, alignment="left", **place)
-    legend.get_title().set_color("#555555")
+    legend.get_title().set_color(SOFT)
 
 
 def look(name):
-    """Colour and marker of an implementation, as keywords of a line; unknown ones share a third look."""
-    return {"color": COLOURS.get(name, ACCENT), "marker": MARKERS.get(name, "^")}
+    """Colour and marker of an implementation, as keywords of a line: the same in every figure, whoever else is in it."""
+    if name in COLOURS:
+        return {"color": COLOURS[name], "marker": MARKERS[name]}
+    format = name.removeprefix("kv_")
+    if format in FORMAT_MARKERS:
+        return {"color": shades(FORMAT_MARKERS)[format], "marker": FORMAT_MARKERS[format]}
+    number = zlib.crc32(name.encode())
+    return {"color": _OTHERS[number % len(_OTHERS)], "marker": _OTHER_MARKERS[number // len(_OTHERS) % len(_OTHER_MARKERS)]}
 
 
 def label(name):
@@ -133,7 +190,7 @@ def sign(color=INK, **line):
 
 def timed(rows, workload):
     """Rows of a workload that were timed and lie below the roof."""
-    return [row for row in rows if row["case"]["workload"] == workload and row["status"]["state"] == "ok"]
+    return [row for row in rows if row["case"].get("workload") == workload and row["status"]["state"] == "ok" and row["time"]]
 
 
 def implementations(rows):

@@ -28,7 +28,15 @@ def draw(rows):
             shares = sorted({row["quality"]["share"] for row in here})
             of_share = [[row["quality"] for row in here if row["quality"]["share"] == share] for share in shares]
             x = [100 * _mean(ones, "exact") for ones in of_share]
-            errors.plot(x, [100 * _mean(ones, measure) for ones in of_share], line, color=_KINDS[kind], marker="o", markersize=4)
+            errors.plot(
+                x,
+                [100 * _mean(ones, measure) for ones in of_share],
+                line,
+                color=_KINDS[kind],
+                marker="o",
+                markersize=4,
+                label=f"{kind[0]}, page {kind[1]}, {measure}",
+            )
     _calibration(calibration, [row for row in rows if _kind(row) == ("outlier", 16)])
     _layers(layers, rows)
     errors.set_xlabel("keys read exactly")
@@ -79,7 +87,7 @@ def _layers(axis, rows):
         if kind[0] == "quest":
             continue
         place = layer + 0.16 * (list(_KINDS).index(kind) - 2.5)
-        axis.plot(place, 100 * quality["missed"], "_", color=style.INK, markersize=8, markeredgewidth=1.5)
-        axis.plot(place, 100 * quality["estimated"], "o", color=_KINDS[kind], markersize=4)
-        axis.plot(place, 100 * quality["bound"], "^", color=style.ACCENT, markersize=4)
+        axis.plot(place, 100 * quality["missed"], "_", color=style.INK, markersize=8, markeredgewidth=1.5, label="truly missed")
+        axis.plot(place, 100 * quality["estimated"], "o", color=_KINDS[kind], markersize=4, label=f"{kind[0]}, page {kind[1]}, estimated")
+        axis.plot(place, 100 * quality["bound"], "^", color=style.ACCENT, markersize=4, label="bound by Quest's boxes")
     axis.set_xticks(sorted({row["case"]["layer"] for row in rows}))

@@ -42,7 +42,7 @@ def _losses(axis, outcomes, guessing):
         losses = np.array(outcomes[run]["losses"])
         width = min(_SMOOTH, len(losses))
         smooth = np.convolve(losses, np.ones(width) / width, "valid")
-        axis.plot(np.arange(width, len(losses) + 1), smooth, color=_COLOURS[run], linewidth=1.8)
+        axis.plot(np.arange(width, len(losses) + 1), smooth, color=_COLOURS[run], linewidth=1.8, label=_RUNS[run])
     axis.axhline(guessing, color=style.INK, linewidth=1, linestyle=":")
     axis.set_xlabel(f"step (mean over {_SMOOTH})")
 
@@ -55,7 +55,7 @@ def _memory(axis, grown):
         look = {"color": _WAY_COLOURS[one["name"]], "linestyle": "-" if is_first else "--", "marker": "o" if is_first else "s"}
         points = [(length, peak) for length, peak in zip(one["lengths"], one["peak_bytes"], strict=True) if peak]
         if points:
-            axis.plot(*zip(*points, strict=True), markersize=5, linewidth=1.6, **look)
+            axis.plot(*zip(*points, strict=True), markersize=5, linewidth=1.6, label=f"{one['model']}, {WAYS[one['name']]}", **look)
             slope = "" if one["slope"] is None else f": p = {one['slope']:.2f}"
             entries.append(style.sign(**look, markersize=5, label=f"{one['model']}, {WAYS[one['name']]}{slope}"))
     if entries:

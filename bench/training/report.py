@@ -5,7 +5,7 @@ import json
 from rich import box
 from rich.table import Table
 
-from selkey.bench import records, units
+from selkey.bench import plot, records, units
 from selkey.bench.plots import training as figure
 
 
@@ -39,8 +39,7 @@ def write(found, folder):
     paths = folder / "training.json", folder / "training.png"
     with records.whole_file(paths[0]) as draft:
         draft.write_text(json.dumps(found, indent=1) + "\n")
-    with records.whole_file(paths[1]) as draft:
-        figure.draw(found).savefig(draft, format="png")
+    plot.save(figure.draw(found), paths[1])
     return paths
 
 
