@@ -110,7 +110,7 @@ class _NamedTarget:
         is_nvidia = architecture.startswith("sm_")
         self.target = GPUTarget("cuda", int(architecture[3:]), 32) if is_nvidia else GPUTarget("hip", architecture, 64)
         # a number of its own, because compiled kernels are remembered per device
-        self.device = ARCHITECTURES.index(architecture)
+        self.device = sorted({*ARCHITECTURES, architecture}).index(architecture)
 
     def get_current_target(self):
         return self.target

@@ -16,6 +16,7 @@ class Architecture:
     name: str  # sm_90, gfx942
     shared_bytes: int  # shared memory that one block may use
     multiprocessors: int
+    device: str = ""  # the name that the driver gives; empty where no device can be asked
 
     @property
     def is_nvidia(self):
@@ -50,4 +51,5 @@ def architecture_of(device):
     known = ARCHITECTURES.get(name, Architecture(name, 64 * 1024, 64))
     if device.type != "cuda":
         return known
-    return replace(known, multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count)
+    properties = torch.cuda.get_device_properties(device)
+    return replace(known, multiprocessors=properties.multi_processor_count, device=properties.name)

@@ -7,20 +7,22 @@ import torch
 from .architectures import architecture_of
 from .arguments import effective_block_size, gather_call, packs_of
 from .backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
-from .configs import coded_config, gather_config, split_list, weights_config
+from .configs import launch_config, listed_config, split_list, weights_config
 from .gather_decode import gather_decode
 from .gather_prefill import gather_prefill
 from .gather_weights import gather_weights
 
 
 def attention(
-    q, k, v, indices, *, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, stored=None, out_dtype=None, **arguments
-):
+    q, k, v, indices, *, return_lse, return_weights, cu_seqlens_q=None, cu_seqlens_k=None, stored=None, out_dtype=None, config=None,
+    **arguments,
+):  # fmt: skip
     """Arguments as in `selkey.attention`, all resolved; packed sequences come with B = 1 and their cu_seqlens.
 
     Args:
         stored: StoredRows that k and v are the codes of, or None.
         out_dtype: default q's.
+        config: GatherConfig to launch with; None: that of the shape and the device.
 
     Returns:
         (out, lse, weights): ``[B, S, HQ, DV]`` in q's dtype; ``[B, S, HQ]`` and ``[B, S, HQ, K]`` or None in fp32; lse comes
@@ -37,9 +39,9 @@ def attention(
     arguments["block_size"] = effective_block_size(arguments["block_size"], k.shape[1] if stored is None else stored.slots)
     packs, pack = packs_of(q, k, indices)
     architecture = architecture_of(q.device)
-    config = gather_config(pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture)
-    if stored is not None and not stored.format.is_plain:
-        config = coded_config(config, architecture)
+    shape = (pack, D, arguments["v_head_dim"], v is None, q.element_size(), architecture, format_of(stored))
+    if config is None:
+        config = launch_config(*shape, B * S * packs < architecture.multiprocessors)
     prepare = functools.partial(
         gather_call, q, k, v, indices, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, stored=stored, **arguments
     )
@@ -55,8 +57,13 @@ def attention(
     else:
         gather_decode(call, out, lse, keys_per_split, splits)
     if return_weights and K > 0:
-        gather_weights(prepare(weights_config(config)), lse, weights)
+        gather_weights(prepare(weights_config(listed_config(*shape))), lse, weights)
     return out, lse, weights
+
+
+def format_of(stored):
+    """Name of the format whose codes are decoded in registers; None where rows are plain numbers."""
+    return None if stored is None or stored.format.is_plain else stored.format.name
 
 
 def stored_logits(q, stored, indices, *, scale, softcap):
@@ -68,7 +75,7 @@ def stored_logits(q, stored, indices, *, scale, softcap):
     _, pack = packs_of(q, stored.key, indices)
     # no value is read: a key row stands for both
     architecture = architecture_of(q.device)
-    config = weights_config(coded_config(gather_config(pack, D, D, True, q.element_size(), architecture), architecture))
+    config = weights_config(listed_config(pack, D, D, True, q.element_size(), architecture, stored.format.name))
     arguments = dict.fromkeys(
         ("index_lengths", "kv_lengths", "query_offset", "index_bias", "key_bias", "sinks", "cu_seqlens_q", "cu_seqlens_k")
     )

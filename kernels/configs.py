@@ -1,11 +1,14 @@
-"""Launch configurations: pure functions of shape, element size and architecture.
+"""Launch configurations: pure functions of shape, element size and architecture, its device's name included.
 
 Every entry is checked without a GPU: `selkey codegen` compiles it for each architecture and shows registers, spills, shared
-memory, load width and tensor-core use. What a comment below calls measured was read off that output.
+memory, load width and tensor-core use. What a comment below calls measured was read off that output. What was timed on a device
+and found faster there stands in `tuned/`, which `tuned_configs` reads.
 """
 
 import functools
 from dataclasses import dataclass, replace
+
+from .tuned_configs import is_launchable, tuned
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,35 @@ _BACKWARD_AMD = (
     (1280, 16, (16, 16, 4, 1, 1)),
 )
 _BACKWARD_SINGLE = ((1280, 16, (16, 16, 4, 1, 1)),)
+
+
+@functools.lru_cache(maxsize=4096)
+def launch_config(pack, D, DV, shares_rows, element_size, architecture, format, is_decode):
+    """What `gather_decode` and `gather_prefill` are launched with: the tables' configuration, or the measured one of this device.
+
+    Args:
+        pack, D, DV, shares_rows, element_size, architecture: as in `gather_config`.
+        format: name of the format whose codes are decoded, None for plain rows.
+        is_decode: the queries alone do not fill the GPU.
+    """
+    config = listed_config(pack, D, DV, shares_rows, element_size, architecture, format)
+    key = dict(pack=pack, D=D, DV=DV, shares_rows=shares_rows, element_size=element_size, format=format)
+    allowed = functools.partial(is_allowed, architecture=architecture, element_size=element_size if format is None else 0.25)
+    return tuned(config, architecture, "gather_decode" if is_decode else "gather_prefill", key, allowed)
+
+
+def listed_config(pack, D, DV, shares_rows, element_size, architecture, format):
+    """What the tables give; arguments as in `launch_config`."""
+    config = gather_config(pack, D, DV, shares_rows, element_size, architecture)
+    return config if format is None else coded_config(config, architecture)
+
+
+def is_allowed(config, architecture, element_size):
+    """Whether an architecture can launch a GatherConfig, as far as its numbers tell."""
+    columns = max(config.d_main + config.d_tail, config.dv_main + config.dv_tail)
+    staged = config.block_k * columns * element_size
+    is_operand = config.block_h >= 16 and config.block_k >= 16
+    return is_operand and 1 <= config.resident <= 32 and is_launchable(config, architecture, staged)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 from .configs import ceil_divide, next_power_of_two
+from .tuned_configs import NUM_WARPS, is_launchable, tuned
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,33 @@ def score_config(S, HI, DI, element_size, architecture):
     block_h = min(next_power_of_two(HI), columns)
     # few heads: several queries fill the sixteen columns that an operand has at least, many queries twice as many
     block_q = max(1, min(32, columns, max(16, next_power_of_two(HI * S))) // block_h)
-    return IndexConfig(_rows(block_n, block_d), block_q, block_h, block_d, 4, 2, _precision(block_d, architecture))
+    config = IndexConfig(_rows(block_n, block_d), block_q, block_h, block_d, 4, 2, _precision(block_d, architecture))
+    # one query or many: all parts that `select` cuts many queries into have the same tiles, and so the same bits
+    key = dict(HI=HI, DI=DI, element_size=element_size, is_single=S == 1)
+    return tuned(
+        config, architecture, "index_scores", key, functools.partial(is_allowed, architecture=architecture, element_size=element_size)
+    )
+
+
+def is_allowed(config, architecture, element_size):
+    """Whether an architecture can launch an IndexConfig, as far as its numbers tell."""
+    columns = config.block_q * config.block_h
+    staged = columns * config.block_d * element_size
+    return config.block_n >= 16 and columns >= 16 and is_launchable(config, architecture, staged)
+
+
+@dataclass(frozen=True)
+class TopKConfig:
+    """Launch options of `topk`."""
+
+    num_warps: int
+
+
+@functools.lru_cache(maxsize=4096)
+def topk_config(block, is_one_tile, architecture):
+    """Configuration of `topk` for tiles of `block` scores."""
+    config = TopKConfig(max(4, min(16, block // 1024)) if is_one_tile else 8)
+    return tuned(config, architecture, "topk", dict(block=block, is_one_tile=is_one_tile), lambda faster: faster.num_warps in NUM_WARPS)
 
 
 @functools.lru_cache(maxsize=4096)

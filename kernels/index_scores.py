@@ -185,7 +185,7 @@ def index_scores_kernel(inputs, out, first, C, S, N, query_offset, magnitude, qu
         tl.store(out_ptrs + places, visible_scores, mask=in_chunk[:, None] & is_done[None, :])
 
 
-def index_scores(q, k, weights, out, first, *, activation, scale, kv_lengths, query_offset, key_scales):
+def index_scores(q, k, weights, out, first, *, activation, scale, kv_lengths, query_offset, key_scales, config=None):
     """Write the scores of the keys first … first + C − 1 to `out`; a score is the same bits in whatever chunk it is asked for.
 
     Args:
@@ -199,6 +199,7 @@ def index_scores(q, k, weights, out, first, *, activation, scale, kv_lengths, qu
         kv_lengths: ``[B]`` or None.
         query_offset: int, ``[B]`` or None.
         key_scales: ``[B, N]`` fp32 or None.
+        config: IndexConfig to launch with; None: that of the shape and the device.
     """
     (B, S, HI, DI), N, C = q.shape, k.shape[1], out.shape[2]
     assert first + C <= N, "a chunk ends at the last key"
@@ -206,7 +207,7 @@ def index_scores(q, k, weights, out, first, *, activation, scale, kv_lengths, qu
         return
     q, inputs, scalars = index_inputs(q, k, weights, kv_lengths, query_offset, key_scales)
     architecture = architecture_of(q.device)
-    config = score_config(S, HI, DI, q.element_size(), architecture)
+    config = config or score_config(S, HI, DI, q.element_size(), architecture)
     tiles = ceil_divide(C, config.block_n)
     queries = queries_per_program(S, B * tiles, config.block_q, architecture)
     index_scores_kernel[(B * tiles * ceil_divide(S, queries),)](

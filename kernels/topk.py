@@ -15,8 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .architectures import architecture_of
 from .arguments import rows
 from .configs import ceil_divide, next_power_of_two
+from .index_configs import topk_config
 
 EXCLUDED = tl.constexpr(-(2**31))
 KEY_OF_INFINITY = tl.constexpr(0x7F800000)
@@ -117,7 +119,7 @@ def count_behind(least, row_ptr, column_stride, start, end, N, BLOCK: tl.constex
     return count
 
 
-def topk(scores, k, indices, *, values=None, positions=None, first=0):
+def topk(scores, k, indices, *, values=None, positions=None, first=0, config=None):
     """Write the positions of the k largest scores of every row to `indices` ``[R, k]`` int32, −1 behind the last.
 
     Args:
@@ -127,6 +129,7 @@ def topk(scores, k, indices, *, values=None, positions=None, first=0):
         values: ``[R, k]`` fp32, the scores that were selected, −inf behind the last.
         positions: ``[R, known]`` int32, ascending: the positions of the first columns, all smaller than `first`. None: none are known.
         first: the position of the first column that is not known.
+        config: TopKConfig to launch with; None: that of the size and the device.
     """
     R, N = scores.shape
     stretch_size = _stretch_size(N, k)
@@ -136,12 +139,12 @@ def topk(scores, k, indices, *, values=None, positions=None, first=0):
         found = indices.new_empty((R, stretches * k))
         best = torch.empty_like(found, dtype=torch.float32)
     is_one_tile = stretch_size <= LARGEST_BLOCK
-    num_warps = max(4, min(16, stretch_size // 1024)) if is_one_tile else 8
-    part = min(stretch_size, LARGEST_BLOCK, num_warps * 32 * KEYS_OF_THREAD)
+    launch = config or topk_config(stretch_size if is_one_tile else LARGEST_BLOCK, is_one_tile, architecture_of(scores.device))
+    part = min(stretch_size, LARGEST_BLOCK, launch.num_warps * 32 * KEYS_OF_THREAD)
     topk_kernel[(R * stretches,)](
         rows(scores), rows(positions), rows(found), rows(best), N, k, stretches, stretch_size,
         0 if positions is None else positions.shape[1], first,
-        BLOCK=stretch_size if is_one_tile else part, PART=part, IS_ONE_TILE=is_one_tile, num_warps=num_warps,
+        BLOCK=stretch_size if is_one_tile else part, PART=part, IS_ONE_TILE=is_one_tile, num_warps=launch.num_warps,
     )  # fmt: skip
     if stretches > 1:
         topk(best, k, indices, values=values, positions=found)
