@@ -20,12 +20,18 @@ def blocks(peer, out, inputs):
     Args:
         peer: `selkey.bench.peers.cached.Cached`, prepared.
         out: ``[B, 1, HQ, DV]``, its result for `inputs`.
-        inputs: `selkey.bench.inputs.Inputs`, one list for all heads.
+        inputs: `selkey.bench.inputs.Inputs`, one list for all heads or one for each KV head.
     """
-    slots = inputs.indices[:, 0, 0].long()
-    coded = _over(inputs, *peer.cache.store.read(slots))
-    entry = torch.arange(len(slots), device=slots.device)[:, None]
-    truth, uncoded = _truth(coded), _truth(_over(inputs, inputs.k[entry, slots], inputs.v[entry, slots]))
+    heads = correctness.heads_to_check(inputs, 1)
+    B, _, HQ, _ = inputs.q.shape
+    HK = inputs.k.shape[2]
+    slots = inputs.indices[:, 0].long().transpose(1, 2).expand(-1, -1, HK)  # [B, K, HK]
+    entry, head = torch.arange(B, device=slots.device)[:, None, None], torch.arange(HK, device=slots.device)
+    few = replace(inputs, q=inputs.q.unflatten(2, (HK, -1))[:, :, heads].flatten(2, 3))
+    coded = _over(few, *(rows[:, :, heads] for rows in peer.cache.store.read(slots)))
+    truth = _truth(coded)
+    uncoded = _truth(_over(few, *(rows[entry, slots, head][:, :, heads] for rows in (inputs.k, inputs.v))))
+    out = out.unflatten(2, (HK, -1))[:, :, heads].flatten(2, 3)
     found = correctness.check(out, truth)
     limit = 2 * correctness.check(_plain(coded), truth)["error_rel_l2"] + torch.finfo(out.dtype).eps / 2
     nbytes, (batch, context) = peer.cache.nbytes, inputs.k.shape[:2]
@@ -37,7 +43,7 @@ def blocks(peer, out, inputs):
         },
         "cache": {
             "format": peer.FORMAT, "nbytes": nbytes, "bytes_per_token": nbytes / (batch * context),
-            "bytes_per_row": [peer.cache.format.bytes_per_row(width) for width in widths],
+            "bytes_per_row": [peer.cache.format.bytes_per_row(width) for width in (widths[:1] if inputs.is_latent else widths)],
             "format_error_rel_l2": float((truth.vectors - uncoded.vectors).norm() / uncoded.vectors.norm()),
             "append_us_per_token": peer.append_us_per_token,
         },

@@ -1,228 +1,40 @@
-"""The `selkey` command. Torch is imported when a command runs, so that `selkey --help` answers at once."""
-
-import shlex
-import sys
-from datetime import datetime
-from pathlib import Path
+"""The `selkey` command. Torch is imported when a command needs it, so that `selkey --help` answers at once."""
 
 import click
 
-from selkey.bench import units, workloads
-from selkey.bench.learn_command import learn
-from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
+from selkey.bench.commands.bench import bench
+from selkey.bench.commands.ceilings import ceilings
+from selkey.bench.commands.claims import claims
+from selkey.bench.commands.codegen import codegen
+from selkey.bench.commands.compare import compare
+from selkey.bench.commands.fit import fit
+from selkey.bench.commands.gpu import gpu
+from selkey.bench.commands.learn import learn
+from selkey.bench.commands.listing import listing
+from selkey.bench.commands.model import model
+from selkey.bench.commands.plot import plot
+from selkey.bench.commands.report import report
+from selkey.bench.commands.sweep import sweep
+from selkey.bench.commands.train_cost import train_cost
+from selkey.bench.commands.validate import validate
 from selkey.bench.quality.command import quality
 from selkey.bench.selectors.command import selectors
 from selkey.bench.summaries.command import summaries
 from selkey.bench.training.command import train
 
-_QUICK = {
-    "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
-    "lengths": (256, 512, 1024), "list": 64, "cache_contexts": (1024, 4096), "tokens": 2**14, "seconds": 15,
-}  # fmt: skip
-_FULL = {
-    "heads": workloads.HEADS, "contexts": workloads.CONTEXTS, "ks": (2048,), "k_context": 32768,
-    "lengths": (1024, 2048, 4096, 8192), "list": 256, "cache_contexts": workloads.CACHE_CONTEXTS, "tokens": 2**20, "seconds": 110,
-}  # fmt: skip
-
 
 @click.group()
 @click.version_option(package_name="selkey")
 def main():
-    """Attention over selected keys: measure it on this machine, draw the figures, look at what the kernels compile to."""
+    """Attention over selected keys: what fits, how fast it is, and whether a claim about it is true."""
 
 
-main.add_command(train)
-main.add_command(learn)
-
-
-@main.group(invoke_without_command=True)
-@click.option("--heads", type=COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
-@click.option("--contexts", type=COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
-@click.option("--k", "ks", type=COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
-@click.option(
-    "--fix",
-    type=click.Choice(["hidden", "head_dim", "both"]),
-    default="both",
-    show_default=True,
-    help="What stays the same when the heads vary: the hidden size (head_dim = hidden / heads) or head_dim.",
-)
-@click.option("--hidden", type=COUNT, default=4096, show_default=True, help="Hidden size for --fix hidden.")
-@click.option("--head-dim", type=COUNT, default=128, show_default=True, help="Width of a head for --fix head_dim.")
-@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--workload",
-    "wanted",
-    type=click.Choice(workloads.WORKLOADS),
-    multiple=True,
-    help=f"Only this one; repeatable.  [default: {', '.join(workloads.DEFAULT)}]",
-)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
-@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
-@click.option("--max-memory", type=BYTES, help="Memory that may be used, such as 8G.  [default: most of what is free]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
-@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
-@click.pass_context
-def bench(
-    ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, out, time_budget, max_memory, seed, quick, plots
+for command in (
+    bench, sweep, ceilings, compare, plot, report, model, fit, train_cost, claims, validate, listing, train, learn, codegen,
 ):  # fmt: skip
-    """Measure attention over selected keys against dense attention and a plain gather.
+    main.add_command(command)
+for command in (quality, summaries, selectors, gpu):
+    bench.add_command(command)
 
-    Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
-    For --workload prefill or backward alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
-    are its keys.
-
-    --workload cache measures decode over a KVCache in every format, beside plain tensors; alone it takes --heads out of 32 (over 8 KV
-    heads), 8 and 24 (of 96). --workload stream appends a million tokens to a BoundedCache and takes minutes, whatever the
-    --time-budget; alone it takes its tokens from --contexts (the largest), its query heads from --heads (4 on each KV head) and
-    --head-dim.
-
-    The commands below measure something else and take none of these options.
-    """
-    if ctx.invoked_subcommand is not None:
-        return
-    from rich.console import Console
-
-    from selkey.bench import machine, memory, progress, summary
-    from selkey.bench.peers import PEERS
-    from selkey.bench.run import Plan, run
-
-    device = chosen_device(device)
-    wanted = wanted or workloads.DEFAULT
-    default = _QUICK if quick else _FULL
-    try:
-        cases = _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
-        stream = _stream(wanted, default, heads, contexts, head_dim, dtype)
-    except ValueError as problem:
-        raise click.UsageError(str(problem)) from None
-    environment = machine.environment(device)
-    plan = Plan(
-        environment=environment,
-        cases=cases,
-        with_real="real" in wanted,
-        parallel=_parallel(wanted, default, contexts, ks, dtype),
-        stream=stream,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        seconds=time_budget or default["seconds"],
-        memory_limit=max_memory or memory.available(device),
-        invocation=shlex.join(["selkey", *sys.argv[1:]]),
-    )
-    folder = out or Path("bench-results", machine.slug(environment["device"]), datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
-    writer = _writer(folder)
-    console = Console(highlight=False)
-    more = "" if stream is None else f", then as long as {stream.context:,} tokens take"
-    console.print(f"[bold]selkey bench[/bold] on {environment['device']}, {dtype}; about {units.duration(plan.seconds * 1e6)}{more}")
-    if environment["busy_cores"] > 0.3:
-        busy = f"other programs keep {environment['busy_cores']:.1f} cores busy: times will be noisy and the run longer"
-        console.print(busy, style="yellow")
-    try:
-        with progress.bar(console) as watch:
-            run(plan, PEERS, writer, watch)
-    except KeyboardInterrupt:
-        if writer.rows:
-            console.print(f"Interrupted. {len(writer.rows)} rows are kept in {writer.path}; `selkey plot {writer.path}` draws them.")
-        else:
-            console.print("Interrupted before anything was measured.")
-        raise SystemExit(130) from None
-    summary.show(writer.rows, console)
-    console.print(f"\nresults   {writer.path}  ({len(writer.rows)} rows)", soft_wrap=True)
-    if plots:
-        _draw(writer.rows, folder, console)
-
-
-bench.add_command(quality)
-bench.add_command(selectors)
-bench.add_command(summaries)
-
-
-@main.command()
-@click.argument("recorded", metavar="RECORDS.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the pictures.  [default: that of the records]")
-def plot(recorded, out):
-    """Draw every figure that the records hold data for."""
-    from rich.console import Console
-
-    from selkey.bench import records
-
-    try:
-        rows, complaints = records.read(recorded)
-    except (ValueError, OSError) as problem:
-        raise click.ClickException(str(problem)) from None
-    for complaint in complaints:
-        click.echo(f"{recorded}: {complaint}", err=True)
-    _draw(rows, out or recorded.parent, Console(highlight=False))
-
-
-@main.command()
-@click.option("--arch", "architectures", multiple=True, help="An architecture such as sm_90 or gfx942; repeatable.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="One object a line.")
-def codegen(architectures, as_json):
-    """Compile every kernel configuration, with or without a GPU, and show registers, spills and instructions."""
-    from selkey.bench import codegen as module
-
-    try:
-        module.codegen(list(architectures or module.ARCHITECTURES), as_json)
-    except ValueError as problem:
-        raise click.UsageError(str(problem)) from None
-
-
-def _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype):
-    """What the options ask for, in the order of measuring; None means the default."""
-    cases = []
-    if "k_sweep" in wanted:
-        cases += workloads.k_sweep(max(contexts) if contexts and len(wanted) == 1 else default["k_context"], dtype=dtype)
-    if "decode" in wanted:
-        sweep = (heads or default["heads"], contexts or default["contexts"], ks or default["ks"])
-        fixes = ("hidden", "head_dim") if fix == "both" else (fix,)
-        cases += workloads.decode_sweep(*sweep, fix=fixes, hidden=hidden, head_dim=head_dim, dtype=dtype)
-    alone = len(wanted) == 1
-    lengths = contexts if contexts and alone else default["lengths"]
-    k = ks[0] if ks and alone else default["list"]
-    if "prefill" in wanted:
-        cases += workloads.prefill(lengths, k, dtype=dtype)
-    if "backward" in wanted:
-        cases += workloads.backward(lengths, k, dtype=dtype, deterministic=device == "cuda")
-    if "cache" in wanted:
-        shapes = heads if heads and alone else workloads.CACHE_SHAPES
-        cases += workloads.cache(shapes, contexts or default["cache_contexts"], ks or default["ks"], dtype=dtype)
-    return tuple(cases)
-
-
-def _parallel(wanted, default, contexts, ks, dtype):
-    if "parallel" not in wanted:
-        return None
-    alone = len(wanted) == 1
-    return workloads.parallel(
-        max(contexts) if contexts and alone else default["k_context"], ks[0] if ks and alone else default["ks"][0], dtype=dtype
-    )
-
-
-def _stream(wanted, default, heads, contexts, head_dim, dtype):
-    if "stream" not in wanted:
-        return None
-    alone = len(wanted) == 1
-    tokens = max(contexts) if contexts and alone else default["tokens"]
-    shape = (max(heads) if heads else workloads.STREAM_HEADS, head_dim) if alone else (workloads.STREAM_HEADS, workloads.STREAM_WIDTH)
-    return workloads.stream(tokens, *shape, dtype=dtype)
-
-
-def _writer(folder):
-    from selkey.bench import records
-
-    path = folder / "records.jsonl"
-    if path.exists():
-        raise click.UsageError(f"--out {folder} already holds records.jsonl: choose another folder, nothing is overwritten")
-    try:
-        return records.Writer(path)
-    except OSError as problem:
-        raise click.UsageError(f"--out {folder} cannot be written: {problem}") from None
-
-
-def _draw(rows, folder, console):
-    from selkey.bench import plot as figures
-
-    for path in figures.draw(rows, folder):
-        console.print(f"picture   {path}", soft_wrap=True)
+if __name__ == "__main__":
+    main()

@@ -51,16 +51,21 @@ def truth(inputs, reads, backward=False):
         reads: "all" or "selected", what is attended.
         backward: also about the gradient of q, see `selkey.bench.gradients`.
     """
-    (S, HQ), HK = inputs.q.shape[1:3], inputs.k.shape[2]
+    S, HK = inputs.q.shape[1], inputs.k.shape[2]
     queries = _spread(S, _QUERIES)
     if reads == "all":
         heads, attend, against = _spread(HK, _DENSE_HEADS), _dense, "dense attention in fp32"
     else:
-        rows = len(queries) * HQ * inputs.indices.shape[3]
-        heads = _spread(HK, max(2, HK * _REFERENCE_ROWS // max(rows, 1)))
-        attend, against = _selected, "selkey reference"
+        heads, attend, against = heads_to_check(inputs, len(queries)), _selected, "selkey reference"
     gradients = torch.stack([_query_gradient(attend, inputs, s, heads) for s in queries], 1) if backward else None
     return Truth(queries, heads, HK, torch.stack([attend(inputs, s, heads) for s in queries], 1), gradients, against)
+
+
+def heads_to_check(inputs, n_queries):
+    """KV heads of so many queries for which the reference takes a bearable time."""
+    (B, _, HQ, _), HK = inputs.q.shape, inputs.k.shape[2]
+    rows = B * n_queries * HQ * inputs.indices.shape[3] * inputs.block_size
+    return _spread(HK, max(2, HK * _REFERENCE_ROWS // max(rows, 1)))
 
 
 def check(out, expected, gradient=None):
@@ -111,7 +116,8 @@ def _selected(inputs, s, heads):
     if lists.shape[2] > 1:
         lists = lists.unflatten(2, (inputs.k.shape[2], -1))[:, :, heads].flatten(2, 3)
     offset = None if inputs.query_offset is None else inputs.query_offset + s
-    return selkey.attention(q, k, v, lists, query_offset=offset, scale=inputs.scale, backend="reference")[:, 0]
+    options = {"block_size": inputs.block_size, "query_offset": offset, "scale": inputs.scale}
+    return selkey.attention(q, k, v, lists, **options, backend="reference")[:, 0]
 
 
 def _query_gradient(attend, inputs, s, heads):

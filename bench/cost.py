@@ -13,7 +13,7 @@ The roof of a call is the larger of unique bytes / read bandwidth and operations
 from dataclasses import dataclass
 from math import gcd
 
-import selkey
+from selkey.kernels.layouts import LAYOUTS
 
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 INDEX_BYTES = 4
@@ -66,7 +66,7 @@ def sectors_bytes(row_bytes, sector):
     Such rows start at every multiple of g = gcd(row, sector) within a sector equally often, which sums to
     (row + sector − g) bytes; a row that is a multiple of the sector costs itself.
     """
-    return row_bytes + sector - gcd(row_bytes, sector)
+    return row_bytes + sector - gcd(row_bytes, sector) if row_bytes else 0
 
 
 def fixed_bytes(case, reads):
@@ -74,19 +74,21 @@ def fixed_bytes(case, reads):
     element = ELEMENT_BYTES[case.dtype]
     queries = case.batch * case.q_len
     vectors = queries * case.n_heads * (case.head_dim + case.v_head_dim) * element
-    return vectors + (queries * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0)
+    return vectors + (queries * case.n_list_heads * case.slots * INDEX_BYTES if reads == "selected" else 0)
 
 
 def row_bytes(case, format=None):
-    """(key row, value row) of one token in one KV head.
+    """(key row, value row) of one token in one KV head; the value of a latent row is part of its key.
 
     Args:
         format: one of `selkey.formats()`; None: plain tensors in the dtype of the case.
     """
     if format is None:
-        return case.head_dim * ELEMENT_BYTES[case.dtype], case.v_head_dim * ELEMENT_BYTES[case.dtype]
-    kind = selkey.kv_format(format)
-    return kind.bytes_per_row(case.head_dim), kind.bytes_per_row(case.v_head_dim)
+        key, value = case.head_dim * ELEMENT_BYTES[case.dtype], case.v_head_dim * ELEMENT_BYTES[case.dtype]
+    else:
+        kind = LAYOUTS[format]
+        key, value = kind.bytes_per_row(case.head_dim), 0 if case.is_latent else kind.bytes_per_row(case.v_head_dim)
+    return key, 0 if case.is_latent else value
 
 
 def byte_counts(case, reads, unique_rows, sector, format=None):
@@ -125,7 +127,7 @@ def cache_bytes(case, format=None):
 def input_bytes(case, reads, format=None):
     """What has to lie in memory before the call: K, V, q and, for lists, the lists."""
     q = case.batch * case.q_len * case.n_heads * case.head_dim * ELEMENT_BYTES[case.dtype]
-    lists = case.batch * case.q_len * case.n_list_heads * case.k * INDEX_BYTES if reads == "selected" else 0
+    lists = case.batch * case.q_len * case.n_list_heads * case.slots * INDEX_BYTES if reads == "selected" else 0
     return cache_bytes(case, format) + q + lists
 
 

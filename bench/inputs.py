@@ -17,7 +17,10 @@ _BLOCK_ELEMENTS = 10_449_997
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call, in the shapes of `selkey.attention`; k and v are views of ``[B, HK, N, D]``."""
+    """Arguments of one call, in the shapes of `selkey.attention`; k and v are views of ``[B, HK, N, D]``.
+
+    Where `is_latent`, v is the first columns of k itself.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
@@ -25,6 +28,8 @@ class Inputs:
     indices: torch.Tensor
     query_offset: int | None
     scale: float
+    block_size: int = 1
+    is_latent: bool = False
 
 
 class RandomPool:
@@ -48,13 +53,16 @@ class RandomPool:
         keys = (case.batch, case.n_kv_heads, case.context, case.head_dim)
         values = (*keys[:3], case.v_head_dim)
         n_keys, n_values = prod(keys), prod(values)
+        k = self.values[:n_keys].view(keys).transpose(1, 2)
         return Inputs(
             q=_normal((case.batch, case.q_len, case.n_heads, case.head_dim), self.values.device, self.seed + 1).to(self.values.dtype),
-            k=self.values[:n_keys].view(keys).transpose(1, 2),
-            v=self.values[n_keys : n_keys + n_values].view(values).transpose(1, 2),
+            k=k,
+            v=k[..., : case.v_head_dim] if case.is_latent else self.values[n_keys : n_keys + n_values].view(values).transpose(1, 2),
             indices=draw_lists(case, rng).to(self.values.device),
             query_offset=case.context - case.q_len if case.causal else None,
             scale=case.head_dim**-0.5,
+            block_size=case.page,
+            is_latent=case.is_latent,
         )
 
 
@@ -77,11 +85,11 @@ def draw_lists(case, rng):
 
 def _uniform_lists(case, rng):
     n_lists = case.batch * case.q_len * case.n_list_heads
-    lists = np.empty((n_lists, case.k), np.int32)
+    lists, places = np.empty((n_lists, case.slots), np.int32), case.context // case.page
     for one in lists:
-        one[:] = np.arange(case.k) if case.k == case.context else rng.choice(case.context, case.k, replace=False, shuffle=False)
+        one[:] = np.arange(places) if case.slots == places else rng.choice(places, case.slots, replace=False, shuffle=False)
         one.sort()
-    return torch.from_numpy(lists).view(case.batch, case.q_len, case.n_list_heads, case.k)
+    return torch.from_numpy(lists).view(case.batch, case.q_len, case.n_list_heads, case.slots)
 
 
 def _stratified_lists(case, rng):
@@ -96,6 +104,14 @@ def _stratified_lists(case, rng):
     picked = first + ((end - first) * uniform).long().clamp(max=(end - first - 1).clamp(min=0))
     everything = torch.where(slots < visible, slots, -1)
     return torch.where(visible > case.k, picked, everything).int()
+
+
+def named_keys(indices, block_size):
+    """Keys that a list of blocks names: ``[..., K]`` → ``[..., K · block_size]``; empty slots stay below 0."""
+    if block_size == 1:
+        return indices
+    keys = indices[..., None] * block_size + torch.arange(block_size, dtype=indices.dtype, device=indices.device)
+    return torch.where(indices[..., None] < 0, -1, keys).flatten(-2)
 
 
 def unique_rows(indices, n_kv_heads, n_keys):

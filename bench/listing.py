@@ -67,11 +67,13 @@ def _selectors():
 
 
 def _workloads():
-    from selkey.bench import workloads
+    from selkey.bench import peer_workloads, workloads
 
     for name in workloads.WORKLOADS:
-        made_by = getattr(workloads, name, None) or getattr(workloads, f"{name}_sweep")
-        yield {"name": name, "what": _first(inspect.getdoc(made_by)), "source": f"workloads.{made_by.__name__}"}, {}
+        home = peer_workloads if hasattr(peer_workloads, name) else workloads
+        made_by = getattr(home, name, None) or getattr(home, f"{name}_sweep")
+        where = f"{home.__name__.rpartition('.')[2]}.{made_by.__name__}"
+        yield {"name": name, "what": _first(inspect.getdoc(made_by)), "source": where}, {}
 
 
 def _implementations():
@@ -93,7 +95,7 @@ def _claims():
 def _plots():
     from selkey.bench import plot
 
-    for name, draw in plot.ALL.items():
+    for name, draw in (plot.ALL | plot.CEILING_FIGURES).items():
         home = inspect.getmodule(draw)
         text = inspect.getdoc(draw) or home.__doc__
         yield {"name": name, "what": _first(text), "source": home.__name__.removeprefix("selkey.")}, {}

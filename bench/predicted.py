@@ -4,11 +4,12 @@ The roof says what the machine allows. What an implementation makes of it is ask
 from the cases that are predicted:
 
     one query        t = call + rows · row + bytes · byte
-    many queries     t = call + pairs · pair
+    otherwise        t = call + pairs · pair
 
 *rows* are key rows that are read (of every list; all of them where attention is dense), *bytes* what they weigh, *pairs* query heads
 times keys. One query: three probes of 8 KV heads with the group, the kind of lists and the dtype of the case: a short one, a longer one,
-and one of wider rows; each new unknown is what the next probe takes more. Many queries: two shorter sequences of the very shape.
+and one of wider rows; each new unknown is what the next probe takes more. Many queries, whole blocks and latent rows: two shorter
+sequences of the very shape.
 A dense call of few KV heads leaves threads idle, and memory that a call takes fresh from the system has to be mapped first:
 both are counted (on a CPU).
 """
@@ -19,14 +20,14 @@ import numpy as np
 import torch
 
 from selkey.bench import cost, inputs
+from selkey.bench.room import format_of
 from selkey.bench.workloads import Case
 
 PROBE_HEADS = 8
 # (head_dim, stored keys, list): short, longer, wider
 DECODE_PROBES = ((64, 1024, 128), (64, 8192, 2048), (128, 8192, 2048))
-PREFILL_SHARES = (0.25, 0.5)
-# from so many queries on PyTorch's dense kernel works in its largest tiles
-PREFILL_LENGTHS = (768, 1536)
+# from 768 queries on PyTorch's dense kernel works in its largest tiles
+PROBE_LENGTHS, PROBE_SHARES = (768, 1536), (0.25, 0.5)
 SAMPLES = 7
 # glibc maps blocks from here on one by one, and unmaps them when they are freed
 MAPPED_BYTES = 32 * 2**20
@@ -59,7 +60,8 @@ class Predictor:
         self._lines, self._fresh_us_per_byte = {}, None
 
     def predict_us(self, case, peer):
-        """Microseconds of one call, or None where it is not modelled (a backward pass, a probe that fails).
+        """Microseconds of one call, or None where it is not modelled: a backward pass, a call that
+        needs a plan for every list (its time is elsewhere), a probe that fails.
 
         Args:
             case: `selkey.bench.workloads.Case`.
@@ -71,7 +73,7 @@ class Predictor:
         if line is None:
             return None
         rows, nbytes = work(case, peer)
-        least = nbytes / self.read_gbps / 1e3 if case.q_len == 1 else 0.0
+        least = nbytes / self.read_gbps / 1e3
         return max(line.us(rows, nbytes) * self._idle(case, peer), least) + self._mapping_us(case, peer)
 
     def _line(self, case, peer):
@@ -84,22 +86,25 @@ class Predictor:
         return self._lines[key]
 
     def _ask(self, case, peer):
-        probes = decode_probes(case) if case.q_len == 1 else prefill_probes(case)
+        probes = probe_cases(case)
         times = [self._time_us(probe, peer) for probe in probes]
         amounts = [work(probe, peer) for probe in probes]
-        return decode_line(times, amounts) if case.q_len == 1 else prefill_line(times, amounts)
+        return decode_line(times, amounts) if is_plain_decode(case) else prefill_line(times, amounts)
 
     def _time_us(self, probe, peer):
         pool = inputs.RandomPool(cost.cache_bytes(probe), probe.dtype, self.clock.device, self.seed)
         drawn = pool.inputs(probe, np.random.default_rng(self.seed))
-        attend = self.ready(peer, drawn).attend
+        ready = self.ready(peer, drawn)
+        if hasattr(ready, "plan"):
+            raise ValueError("its call takes a plan, not inputs")
+        attend = ready.attend
         for _ in range(2):
             attend(drawn)
         return float(np.median([self.clock.time_us(lambda: attend(drawn)) for _ in range(SAMPLES)]))
 
     def _idle(self, case, peer):
         """How many times longer a call takes because it has fewer parts than there are threads, or a last round of few."""
-        if self.clock.device != "cpu" or peer.READS != "all" or case.q_len > 1:
+        if self.clock.device != "cpu" or peer.READS != "all" or not is_plain_decode(case):
             return 1.0
         threads, parts = torch.get_num_threads(), case.batch * case.n_kv_heads
         return -(-parts // threads) * threads / parts
@@ -118,54 +123,50 @@ class Predictor:
         return extra * self._fresh_us_per_byte
 
 
+def is_plain_decode(case):
+    """One query, single keys, keys and values apart: what three probes speak for whatever the sizes."""
+    return case.q_len == 1 and case.page == 1 and not case.is_latent
+
+
 def shape_class(case):
     """What probes have in common with the cases that they speak for."""
-    if case.q_len > 1:
-        return (
-            case.n_heads,
-            case.n_kv_heads,
-            case.n_list_heads,
-            case.head_dim,
-            case.dtype,
-            case.causal,
-            case.k,
-            case.context <= PREFILL_LENGTHS[1],
-        )
-    return (case.n_heads // case.n_kv_heads, _lists_per_kv_head(case), case.dtype)
+    if is_plain_decode(case):
+        return (case.n_heads // case.n_kv_heads, _lists_per_kv_head(case), case.dtype)
+    return (*(case.n_heads, case.n_kv_heads, case.n_list_heads, case.head_dim), case.dtype, case.causal, case.k, probe_lengths(case))
 
 
 def work(case, peer):
-    """(rows, bytes of them) of one query, (pairs, 0) of many."""
+    """(rows, bytes of them) of a plain query, (pairs, 0) otherwise."""
     keys = cost.keys_per_query_head(case, peer.READS)
-    if case.q_len > 1:
+    if not is_plain_decode(case):
         lists = case.n_heads if peer.READS == "all" else max(case.n_list_heads, case.n_kv_heads)
         return case.batch * lists * keys, 0.0
     streams = case.n_kv_heads if peer.READS == "all" else max(case.n_list_heads, case.n_kv_heads)
     rows = case.batch * streams * keys
-    return rows, rows * sum(cost.row_bytes(case, getattr(peer, "FORMAT", None)))
+    return rows, rows * sum(cost.row_bytes(case, format_of(peer)))
 
 
-def decode_probes(case):
-    """Three cases, see the head of this file."""
-    group, lists = case.n_heads // case.n_kv_heads, _lists_per_kv_head(case)
-    return [
-        Case(
-            "decode", PROBE_HEADS * group, PROBE_HEADS, 1 if lists == 0 else PROBE_HEADS * lists, width, width, context, k, dtype=case.dtype
-        )
-        for width, context, k in DECODE_PROBES
-    ]  # fmt: skip
-
-
-def prefill_probes(case):
-    """Two shorter sequences."""
-    long = case.context > PREFILL_LENGTHS[1]
-    lengths = PREFILL_LENGTHS if long else [max(16, round(share * case.context)) for share in PREFILL_SHARES]
+def probe_cases(case):
+    """Three cases for a plain query, otherwise two shorter sequences; see the head of this file."""
+    if is_plain_decode(case):
+        group, lists = case.n_heads // case.n_kv_heads, _lists_per_kv_head(case)
+        shape = (PROBE_HEADS * group, PROBE_HEADS, max(1, PROBE_HEADS * lists))
+        return [Case("decode", *shape, width, width, context, k, dtype=case.dtype) for width, context, k in DECODE_PROBES]
+    shorter = [(n, max(case.page, min(case.k, n) // case.page * case.page)) for n in probe_lengths(case)]
     return [
         replace(
-            case, workload="prefill", context=n, q_len=n, k=min(case.k, n), batch=1, selector="stratified", data="random_normal", layer=None
+            case, workload="prefill", context=n, q_len=n if case.q_len > 1 else 1, k=k, batch=1, data="random_normal", layer=None,
+            selector="stratified" if case.page == 1 else "uniform",
         )
-        for n in lengths
+        for n, k in shorter
     ]  # fmt: skip
+
+
+def probe_lengths(case):
+    """Stored keys of the two shorter sequences."""
+    if case.context > PROBE_LENGTHS[1]:
+        return PROBE_LENGTHS
+    return tuple(max(16, int(share * case.context) // case.page * case.page) for share in PROBE_SHARES)
 
 
 def decode_line(times, amounts):

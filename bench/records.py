@@ -6,7 +6,6 @@ not at all.
 
 import json
 import os
-import shlex
 import subprocess
 import uuid
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from selkey.bench import cost
+from selkey.bench.reproduce import reproduce
 
 SCHEMA_VERSION = "1.0"
 
@@ -32,46 +32,34 @@ def run_block(invocation, seed):
     }  # fmt: skip
 
 
-def case_block(case):
-    """A case as JSON, with the sizes that figures need."""
+def case_block(case, format=None):
+    """A case as JSON, with the sizes that figures need.
+
+    Args:
+        format: of the cache in which the rows lie; None: plain tensors.
+    """
+    columns = case.head_dim + (0 if case.is_latent else case.v_head_dim)
     return asdict(case) | {
         "cfg_id": case.cfg_id, "fix": list(case.fix), "implementations": list(case.implementations),
-        "hidden": case.n_heads * case.head_dim, "k_frac": case.k_frac, "n_layers": 1, "page": 1,
-        "kv_bits": 8 * cost.ELEMENT_BYTES[case.dtype], "kv_layout": "[B, HK, N, D]",
+        "hidden": case.n_heads * case.head_dim, "k_frac": case.k_frac, "n_layers": 1, "format": format,
+        "kv_bits": 8 * sum(cost.row_bytes(case, format)) / columns, "kv_layout": "[B, HK, N, D]",
     }  # fmt: skip
 
 
-def row(run, env, ceilings, case, impl, state, reason=None, **blocks):
+def row(run, env, ceilings, case, impl, state, reason=None, format=None, **blocks):
     """A whole record; blocks that do not apply are null.
 
     Args:
         state: "ok", "skip", "oom_predicted", "incorrect", "error" or "invalid:above_roof".
+        format: as in `case_block`.
         blocks: correct, time, bytes, mem, model, quality, parallel, cache, stream.
     """
     command = reproduce(case, env["device_kind"], run["seed"])
     known = {
-        "schema_version": SCHEMA_VERSION, "run": run | {"cmd": command}, "env": env, "ceilings": ceilings, "case": case_block(case),
+        "schema_version": SCHEMA_VERSION, "run": run | {"cmd": command}, "env": env, "ceilings": ceilings, "case": case_block(case, format),
         "impl": impl, "status": {"state": state, "reason": reason}, "origin": "measured",
     }  # fmt: skip
     return {block: (known | blocks).get(block) for block in BLOCKS}
-
-
-def reproduce(case, device, seed):
-    """The command that measures this case alone."""
-    if case.workload == "selectors":
-        return shlex.join(map(str, ["selkey", "bench", "selectors", "--contexts", case.context, "--k", case.k, "--seed", seed]))
-    if case.workload == "summaries":
-        return "selkey bench summaries"
-    words = ["selkey", "bench", "--workload", case.workload, "--device", device, "--seed", str(seed)]
-    if case.workload == "decode":
-        words += ["--heads", case.n_heads, "--contexts", case.context, "--k", case.k]
-        words += ["--fix", "head_dim", "--head-dim", case.head_dim, "--dtype", case.dtype]
-    elif case.workload != "real":
-        words += ["--contexts", case.context, "--dtype", case.dtype]
-        words += ["--heads", case.n_heads] if case.workload in ("cache", "stream") else []
-        words += ["--head-dim", case.head_dim] if case.workload == "stream" else []
-        words += ["--k", case.k] if case.workload in ("prefill", "backward", "parallel", "cache") else []
-    return shlex.join(map(str, words))
 
 
 class Writer:
@@ -79,12 +67,13 @@ class Writer:
 
     Args:
         path: of the JSONL file; its folder is created.
+        rows: that are there already.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, rows=()):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = []
+        self.rows = list(rows)
 
     def write(self, record):
         with self.path.open("a", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ KEPT_FRACTIONS = (0.05, 0.10, 0.25)
 CUSTOM_HIDDEN = {24: 2304}
 
 # In the order of measuring: what comes last is lost first where the time does not suffice.
-WORKLOADS = ("k_sweep", "decode", "real", "prefill", "backward", "parallel", "cache", "stream")
+WORKLOADS = ("k_sweep", "decode", "real", "prefill", "backward", "parallel", "cache", "blocks", "mla", "stream")
 DEFAULT = WORKLOADS[:4]
 
 _DENSE, _GATHER, _SELKEY = "sdpa", "gather", "selkey"
@@ -34,17 +34,20 @@ class Case:
         n_heads, n_kv_heads, n_list_heads: HQ, HK, G.
         head_dim, v_head_dim: D, DV.
         context: N, stored keys of a sequence.
-        k: list slots of a query.
+        k: keys that a list names.
         q_len: S; the queries are the last S positions where `causal` holds.
         dtype: "bf16", "fp16" or "fp32".
         selector: how the lists come about: "uniform" (distinct, uniformly random, ascending), "stratified" (one key from
             each of k equal parts of what the query may see, ascending) or "true_topk" (the k largest logits).
         data: "random_normal" or the name of the network and text whose q, k, v are used.
         layer: layer of that network.
-        fix: which way of varying the heads this case belongs to: "hidden", "head_dim", both, or neither.
+        fix: which ways of varying the heads this case belongs to, of "hidden", "head_dim" and "kv_heads".
         note: what a reader has to know.
         backward: the call is forward and backward: the gradients of q, k and v as well.
+        page: a list slot names so many consecutive keys.
+        is_latent: the value is the first v_head_dim columns of the key and is not stored again.
         implementations: names of the peers that run.
+        command: of selkey, which lists this case.
     """
 
     workload: str
@@ -65,19 +68,31 @@ class Case:
     fix: tuple[str, ...] = ()
     note: str = ""
     backward: bool = False
+    page: int = 1
+    is_latent: bool = False
     implementations: tuple[str, ...] = field(default=(_DENSE, _GATHER, _SELKEY), compare=False)
+    command: str = field(default="bench", compare=False)
 
     @property
     def k_frac(self):
         return self.k / self.context
 
     @property
+    def slots(self):
+        """K, list slots of a query."""
+        return self.k // self.page
+
+    @property
     def cfg_id(self):
         """Names the case within a run; rows with the same one were measured on the same inputs, interleaved."""
-        where = "" if self.layer is None else f"-layer{self.layer}"
+        width = f"{self.head_dim}" if self.v_head_dim == self.head_dim else f"{self.head_dim}v{self.v_head_dim}"
+        unusual = {
+            f"-g{self.n_list_heads}": self.n_list_heads != self.n_kv_heads, f"-page{self.page}": self.page > 1,
+            f"-layer{self.layer}": self.layer is not None,
+        }  # fmt: skip
         return (
-            f"{self.workload}-b{self.batch}-s{self.q_len}-h{self.n_heads}x{self.head_dim}-kv{self.n_kv_heads}"
-            f"-n{self.context}-k{self.k}-{self.dtype}{where}"
+            f"{self.workload}-b{self.batch}-s{self.q_len}-h{self.n_heads}x{width}-kv{self.n_kv_heads}"
+            f"-n{self.context}-k{self.k}-{self.dtype}" + "".join(part for part, is_there in unusual.items() if is_there)
         )
 
 
@@ -93,7 +108,7 @@ def decode_sweep(heads, contexts, ks, *, fix, hidden, head_dim, dtype):
     widths = {}
     for heads_here in heads:
         if "hidden" in fix:
-            widths.setdefault((heads_here, _width_at_hidden(hidden, heads_here)), []).append("hidden")
+            widths.setdefault((heads_here, width_at_hidden(hidden, heads_here)), []).append("hidden")
         if "head_dim" in fix:
             widths.setdefault((heads_here, head_dim), []).append("head_dim")
     return [
@@ -193,7 +208,8 @@ def real(captures, data, *, fractions=KEPT_FRACTIONS):
     return cases
 
 
-def _width_at_hidden(hidden, heads):
+def width_at_hidden(hidden, heads):
+    """Width of a head where the hidden size stays. Raises ValueError where it has no so many equal heads."""
     if hidden % heads == 0:
         return hidden // heads
     if heads in CUSTOM_HIDDEN:

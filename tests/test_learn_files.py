@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import selkey
 from selkey import tensor_file
-from selkey.bench.learn_command import learn
+from selkey.bench.commands.learn import learn
 from selkey.selection.learn import Selector, load, save
 from selkey.selection.learn.selector_file import FILE
 

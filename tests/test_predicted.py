@@ -51,9 +51,9 @@ def test_an_implementation_with_a_linear_time_is_predicted_exactly(case, reads):
 def test_many_queries_are_predicted_from_shorter_sequences():
     peer = fake_peer(lambda queries, heads, rows, lists, D: 500 + queries * (queries + 1) / 2 * heads * 0.01, "all")
     assert predictor().predict_us(PREFILL, peer) == pytest.approx(500 + 8192 * 8193 / 2 * 8 * 0.01)
-    lengths = [probe.context for probe in predicted.prefill_probes(PREFILL)]
+    lengths = [probe.context for probe in predicted.probe_cases(PREFILL)]
     assert lengths == [768, 1536]
-    assert [probe.q_len for probe in predicted.prefill_probes(replace(PREFILL, context=512, q_len=512))] == [128, 256]
+    assert [probe.q_len for probe in predicted.probe_cases(replace(PREFILL, context=512, q_len=512))] == [128, 256]
 
 
 def test_nothing_is_predicted_to_be_faster_than_memory_is_read():
@@ -115,5 +115,5 @@ def test_every_case_of_the_default_sweeps_has_a_class():
     )
     assert {predicted.shape_class(case) for case in cases} == {(4, 1, "bf16"), (1, 1, "bf16")}
     for case in cases:
-        for probe in predicted.decode_probes(case):
+        for probe in predicted.probe_cases(case):
             assert predicted.shape_class(probe) == predicted.shape_class(case)

@@ -8,9 +8,8 @@ READS = "selected"
 
 
 def attend(inputs):
-    return selkey.attention(
-        inputs.q, inputs.k, inputs.v, inputs.indices, query_offset=inputs.query_offset, scale=inputs.scale, deterministic=True
-    )
+    positional, named = selected.arguments(inputs)
+    return selkey.attention(inputs.q, inputs.k, *positional, **named, deterministic=True)
 
 
 backend, extra_bytes = selected.backend, selected.extra_bytes

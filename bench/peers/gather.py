@@ -4,17 +4,22 @@ import torch
 import torch.nn.functional as F
 
 from selkey.bench import cost
+from selkey.bench.inputs import named_keys
+from selkey.bench.peers import sdpa
 
 NAME = "gather"
 READS = "selected"
 
 
 def attend(inputs):
-    """Lists without empty slots, one per KV head or per query head. Every list becomes an entry of SDPA's batch."""
+    """Lists without empty slots. Every list becomes an entry of SDPA's batch; one for all heads is one for each KV head here."""
     B, S, HQ, D = inputs.q.shape
-    G, K = inputs.indices.shape[2:]
-    rows = (inputs.indices + _first_rows(inputs.k, G)).flatten()
-    keys, values = (_rows_of(tensor).index_select(0, rows).view(B * S, G, K, tensor.shape[-1]) for tensor in (inputs.k, inputs.v))
+    lists = named_keys(inputs.indices, inputs.block_size)
+    G, K = max(lists.shape[2], inputs.k.shape[2]), lists.shape[3]
+    rows = (lists + _first_rows(inputs.k, G)).flatten()
+    stored = (inputs.k,) if inputs.is_latent else (inputs.k, inputs.v)
+    copies = [_rows_of(tensor).index_select(0, rows).view(B * S, G, K, tensor.shape[-1]) for tensor in stored]
+    keys, values = copies[0], copies[-1][..., : inputs.v.shape[-1]]
     q = inputs.q.reshape(B * S, G, HQ // G, D)
     return F.scaled_dot_product_attention(q, keys, values, scale=inputs.scale).view(B, S, HQ, -1)
 
@@ -38,6 +43,8 @@ def backend(device):
 
 def extra_bytes(case, device):
     """Row numbers, the copied rows and the output."""
-    lists = case.batch * case.q_len * case.n_list_heads * case.k
-    rows = lists * (case.head_dim + case.v_head_dim) * cost.ELEMENT_BYTES[case.dtype]
-    return lists * cost.INDEX_BYTES + rows + cost.output_bytes(case)
+    lists = case.batch * case.q_len * max(case.n_list_heads, case.n_kv_heads) * case.k
+    extra = lists * (cost.INDEX_BYTES + sum(cost.row_bytes(case))) + cost.output_bytes(case)
+    if device == "cpu" and case.head_dim != case.v_head_dim:
+        extra += sdpa.plain_bytes(case, max(case.n_list_heads, case.n_kv_heads), case.k)
+    return extra

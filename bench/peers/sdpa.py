@@ -34,6 +34,8 @@ def extra_bytes(case, device):
     gradients = cost.gradient_bytes(case) if case.backward else 0
     if device == "cuda":
         return cost.output_bytes(case) + gradients
+    if case.head_dim != case.v_head_dim:
+        return cost.output_bytes(case) + gradients + plain_bytes(case, case.n_kv_heads, case.context)
     rows = case.q_len if case.q_len > 1 else case.n_heads // case.n_kv_heads
     query_tile = min(rows, 256 if rows >= 768 else 64 if rows >= 192 else 32)
     key_tile = min(case.context, 512)
@@ -41,3 +43,13 @@ def extra_bytes(case, device):
     element = cost.ELEMENT_BYTES[case.dtype]
     one_thread = 4 * (logits + 2 * query_tile + query_tile * case.v_head_dim) + (element * logits if element < 4 else 0)
     return cost.output_bytes(case) + gradients + torch.get_num_threads() * one_thread
+
+
+def plain_bytes(case, kv_heads, keys):
+    """What PyTorch's way without a kernel of its own holds, which keys and values of two widths take on a CPU (ATen, attention.cpp).
+
+    16-bit rows in fp32; keys again, scaled; logits, their softmax, and one more of these.
+    """
+    rows = case.batch * kv_heads * keys
+    widened = case.head_dim + case.v_head_dim if cost.ELEMENT_BYTES[case.dtype] < 4 else 0
+    return 4 * rows * (case.head_dim + widened) + 3 * 4 * case.batch * case.q_len * case.n_heads * keys

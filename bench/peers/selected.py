@@ -13,9 +13,16 @@ _ENTRY_BYTES = 24
 
 
 def attend(inputs):
-    return selkey.attention(
-        inputs.q, inputs.k, inputs.v, inputs.indices, query_offset=inputs.query_offset, scale=inputs.scale, backend="auto"
-    )
+    positional, named = arguments(inputs)
+    return selkey.attention(inputs.q, inputs.k, *positional, **named)
+
+
+def arguments(inputs):
+    """(positional, named) arguments behind q and k."""
+    named = {"block_size": inputs.block_size, "query_offset": inputs.query_offset, "scale": inputs.scale}
+    if inputs.is_latent:
+        return (None, inputs.indices), named | {"v_head_dim": inputs.v.shape[-1]}
+    return (inputs.v, inputs.indices), named
 
 
 def backend(device):
@@ -31,7 +38,7 @@ def extra_bytes(case, device):
         return outputs + (4 * TILE_BYTES if device == "cpu" else 4 * case.batch * case.q_len * case.n_heads)
     if device == "cuda":
         return outputs
-    element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + case.v_head_dim
+    element, width = cost.ELEMENT_BYTES[case.dtype], case.head_dim + (0 if case.is_latent else case.v_head_dim)
     lists_of_a_query = case.n_list_heads * case.k
     fetched = case.batch * case.q_len * lists_of_a_query
     rows = min(4 * case.batch * case.q_len * max(case.n_list_heads, case.n_kv_heads) * case.k * width, TILE_BYTES) * element // 4
