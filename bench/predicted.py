@@ -26,8 +26,8 @@ from selkey.bench.workloads import Case
 PROBE_HEADS = 8
 # (head_dim, stored keys, list): short, longer, wider
 DECODE_PROBES = ((64, 1024, 128), (64, 8192, 2048), (128, 8192, 2048))
-# from 768 queries on PyTorch's dense kernel works in its largest tiles
-PROBE_LENGTHS, PROBE_SHARES = (768, 1536), (0.25, 0.5)
+# powers of two, as lengths mostly are: whole tiles, and 1024 queries are enough for the largest ones of PyTorch's dense kernel
+PROBE_LENGTHS, PROBE_SHARES = (512, 1024), (0.25, 0.5)
 SAMPLES = 7
 # glibc maps blocks from here on one by one, and unmaps them when they are freed
 MAPPED_BYTES = 32 * 2**20

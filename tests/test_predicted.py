@@ -52,7 +52,7 @@ def test_many_queries_are_predicted_from_shorter_sequences():
     peer = fake_peer(lambda queries, heads, rows, lists, D: 500 + queries * (queries + 1) / 2 * heads * 0.01, "all")
     assert predictor().predict_us(PREFILL, peer) == pytest.approx(500 + 8192 * 8193 / 2 * 8 * 0.01)
     lengths = [probe.context for probe in predicted.probe_cases(PREFILL)]
-    assert lengths == [768, 1536]
+    assert lengths == [512, 1024]
     assert [probe.q_len for probe in predicted.probe_cases(replace(PREFILL, context=512, q_len=512))] == [128, 256]
 
 
