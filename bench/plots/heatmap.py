@@ -62,8 +62,9 @@ def _cell(axis, x, y, row, image):
         model = row["model"]
         ground = image.cmap(image.norm(model["frac_of_roof"]))
         colour = max(("white", style.INK), key=lambda one: dark.contrast(one, ground))
-        text = f"{_rate(model['tok_s_attn_only'])} {_LETTERS[model['bound']]}"
-        axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.text(x, y, _rate(model["tok_s_attn_only"]), ha="center", va="center", fontsize=8, color=colour)
+        # apart from the number, or "57 M" reads as millions
+        axis.text(x + 0.45, y + 0.4, _LETTERS[model["bound"]], ha="right", va="bottom", fontsize=6, color=colour)
     else:
         axis.text(x, y, "–", ha="center", va="center", fontsize=8, color=style.SOFT)
 

@@ -57,7 +57,8 @@ def _memory(row):
     return (held["total_bytes"], held["predicted_bytes"]) if held and held.get("total_bytes") else None
 
 
-_PANELS = (("time", 0.30, units.duration, _time), ("memory", 0.25, units.memory, _memory))
+# what is promised of each: (quantity, share, how it is written, measure)
+_PANELS = (("time", 0.30, units.duration, _time), ("memory", 0.02, units.memory, _memory))
 
 
 def _points(rows, measure):
