@@ -1,5 +1,7 @@
 """Options that commands share: how their texts are read, and which device is meant."""
 
+import math
+
 import click
 
 from selkey.bench import units
@@ -18,6 +20,18 @@ class Parsed(click.ParamType):
             self.fail(str(problem), param, ctx)
 
 
+class Finite(click.FloatRange):
+    """A range of numbers; `click.FloatRange` lets nan and infinity through."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number; got {value!r}", param, ctx)
+        return number
+
+
+# what torch.Generator.manual_seed takes; the number after it is used, too
+SEED = click.IntRange(0, 2**63 - 2)
 COUNTS = Parsed("counts", units.parse_counts)
 COUNT = Parsed("count", units.parse_count)
 BYTES = Parsed("bytes", units.parse_bytes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import peer_workloads, units, workloads
-from selkey.bench.options import BYTES, COUNT, COUNTS, chosen_device
+from selkey.bench.options import BYTES, COUNT, COUNTS, SEED, Finite, chosen_device
 
 _QUICK = {
     "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
@@ -18,7 +18,7 @@ _FULL = {
 }  # fmt: skip
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="Measure attention on this machine.")
 @click.option("--heads", type=COUNTS, help="Head counts of the decode sweep, such as 8,16,24,32,64.")
 @click.option("--contexts", type=COUNTS, help="Context lengths, such as 4k,8k,128k (k = 1024).")
 @click.option("--k", "ks", type=COUNTS, help="Selected keys of a query, one or several.  [default: 2048]")
@@ -36,9 +36,9 @@ _FULL = {
 )  # fmt: skip
 @click.option("--implementations", help="What is compared, such as sdpa,flashinfer,selkey, or all.  [default: those of the workload]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
-@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
+@click.option("--time-budget", type=Finite(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
 @click.option("--max-memory", type=BYTES, help="Memory that may be used, such as 8G.  [default: most of what is free]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
 @click.pass_context

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import click
 
-from selkey.bench.options import chosen_device
+from selkey.bench.options import Finite, chosen_device
 
 _QUICK_SECONDS = 5.0
 
 
-@click.command()
+@click.command(short_help="What this machine reaches at best.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: bench-results/<device>/<time>/ceilings.json]")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time to aim at.  [default: 30]")
+@click.option("--seconds", type=Finite(min=0, min_open=True), help="Time to aim at.  [default: 30]")
 @click.option("--quick", is_flag=True, help="Fewer points, smaller products, five seconds.")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the curves beside the file.")
 def ceilings(device, out, seconds, quick, plots):

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Reproduced, refuted or conditional?")
 @click.argument("files", metavar="[FILE.yaml …]", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, metavar="ID", help="Judge this claim alone; repeatable.")
 @click.option("--measure", is_flag=True, help="Measure what some seconds can measure on this machine, beside the records.")

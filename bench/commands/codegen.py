@@ -3,7 +3,7 @@
 import click
 
 
-@click.command()
+@click.command(short_help="What the kernels compile to.")
 @click.option("--arch", "architectures", multiple=True, help="An architecture such as sm_90 or gfx942; repeatable.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def codegen(architectures, as_json):

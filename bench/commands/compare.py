@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from selkey.bench.options import Parsed, chosen_device
+from selkey.bench.options import SEED, Finite, Parsed, chosen_device
 
 _WORKLOADS = ("decode", "prefill")
 
@@ -18,7 +18,7 @@ def parse_share(text):
     return float(match[1]) / (100 if match[2] else 1)
 
 
-@click.command()
+@click.command(short_help="Is B slower than A?")
 @click.argument("a")
 @click.argument("b")
 @click.option("--metric", type=click.Choice(["time", "memory"]), default="time", show_default=True, help="memory: from records only.")
@@ -27,8 +27,8 @@ def parse_share(text):
 @click.option("--workload", "workloads", multiple=True, help="Only this one; repeatable.  [default: all of records; decode and prefill]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--timer", type=click.Choice(["auto", "events", "graph", "profiler"]), default="auto", show_default=True, help="On a GPU.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time for a case measured now.  [default: 6]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seconds", type=Finite(min=0, min_open=True), help="Time for a case measured now.  [default: 6]")
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Three small cases, a second each.")
 def compare(a, b, metric, threshold, impl, workloads, device, timer, seconds, seed, quick):
     """Is B slower than A?

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import units
-from selkey.bench.options import BYTES, COUNT, COUNTS, Parsed
+from selkey.bench.options import BYTES, COUNT, COUNTS, Finite, Parsed
 
 
 def _numbers(text):
@@ -31,10 +31,10 @@ def parse_heads(text):
     return [low << doubling for doubling in range((high // low).bit_length())]
 
 
-@click.command()
+@click.command(short_help="Which heads, keys and bits fit a wish?")
 @click.option("--device", "device_name", default="rtx-pro-6000", show_default=True, help="`selkey list devices` shows all.")
 @click.option("--ceilings", type=click.Path(path_type=Path), help="JSON of `selkey ceilings --out`: measured rates in place of --device.")
-@click.option("--tok-s", type=click.FloatRange(min=0, min_open=True), default=25.0, show_default=True, help="Of each sequence, at least.")
+@click.option("--tok-s", type=Finite(min=0, min_open=True), default=25.0, show_default=True, help="Of each sequence, at least.")
 @click.option("--context", type=COUNT, default="128k", show_default=True, help="Keys of each sequence.")
 @click.option("--memory", type=BYTES, help="At most, such as 90G.  [default: all of the device]")
 @click.option("--like", "like_name", default="qwen3-32b", show_default=True, help="The model that gives all but its heads.")
@@ -50,10 +50,10 @@ def parse_heads(text):
 @click.option("--k", "keys", default="dense,25%,5%,2048", show_default=True, help="Keys that a query reads.")
 @click.option("--selector", default="quest", show_default=True, help="Who chooses them; `selkey list selectors` shows all.")
 @click.option(
-    "--efficiency", type=click.FloatRange(min=0, min_open=True, max=1), default=0.83, show_default=True,
+    "--efficiency", type=Finite(min=0, min_open=True, max=1), default=0.83, show_default=True,
     help="Share of the device's rates that is reached; 1 is the roof.",
 )  # fmt: skip
-@click.option("--host-us", type=click.FloatRange(min=0), default=0.0, show_default=True, help="µs of a step that the device waits.")
+@click.option("--host-us", type=Finite(min=0), default=0.0, show_default=True, help="µs of a step that the device waits.")
 @click.option("--all", "want_all", is_flag=True, help="Every distinct combination that fits.")
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for records and pictures.")

@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from selkey.bench.gpu.plan import KEPT, NAMES, PARTS
+from selkey.bench.options import Finite
 
 _STYLE = {"ok": "green", "failed": "red", "timeout": "yellow", "interrupted": "yellow"}
 
 
-@click.command()
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True, help="Time for all parts together.")
+@click.command(short_help="All that is worth knowing of a GPU.")
+@click.option("--minutes", type=Finite(min=0, min_open=True), default=9.0, show_default=True, help="Time for all parts together.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder; one that holds parts is completed.")
 @click.option("--only", type=click.Choice(NAMES), multiple=True, help="Only this part; repeatable.")
 @click.option("--skip", type=click.Choice(NAMES), multiple=True, help="Not this part; repeatable.")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from selkey.bench.options import SEED, Finite
+
 MIDDLE = 3
 STATES = f"all-MiniLM-L6-v2, layer {MIDDLE}"
 TOKENIZER = "all-MiniLM-L6-v2"
@@ -12,25 +14,18 @@ TOKENIZER = "all-MiniLM-L6-v2"
 _PIECE = 510
 
 
-def _number(context, parameter, value):
-    """A range of click lets NaN pass, which is neither below nor above anything."""
-    if value != value:
-        raise click.BadParameter("nan is no number.")
-    return value
-
-
-@click.command()
+@click.command(short_help="Learn from human marks what to select.")
 @click.argument("log", metavar="LOG.jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File for the selector; one that is there is replaced.",
 )  # fmt: skip
 @click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Tokens to select in each document for the report.")
 @click.option(
-    "--held-out", type=click.FloatRange(min=0, max=1, max_open=True), callback=_number, default=0.25, show_default=True,
+    "--held-out", type=Finite(min=0, max=1, max_open=True), default=0.25, show_default=True,
     help="Share of the documents that the report is on and that nothing is learned from.",
 )  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Training steps.")
-@click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def learn(log, out, k, held_out, steps, seed):
     """Learn from a log of human marks what to select.
 

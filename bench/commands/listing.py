@@ -15,7 +15,7 @@ _NOTES = {
 }
 
 
-@click.command("list")
+@click.command("list", short_help="Presets and names, with sources.")
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One object: kind → entries, every figure with its source.")
 def listing(kind, as_json):

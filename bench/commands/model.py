@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 
 from selkey.bench import units
-from selkey.bench.options import COUNTS, Parsed
+from selkey.bench.options import COUNTS, Finite, Parsed
 from selkey.bench.selector_cost import SELECTORS
 
 _KEYS = Parsed("keys", lambda text: (units.parse_keys(text),))
 
 
-@click.command()
+@click.command(short_help="A whole model on a device, modelled.")
 @click.argument("name", metavar="NAME")
 @click.option("--device", help="A device that need not be here; `selkey list devices` shows them.")
 @click.option(
@@ -22,14 +22,12 @@ _KEYS = Parsed("keys", lambda text: (units.parse_keys(text),))
     "--context", "contexts", type=COUNTS, default="32k", show_default=True, help="Tokens of a sequence; several make a table: 4k,32k."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
-@click.option(
-    "--weights", type=click.FloatRange(min=0, min_open=True, max=64), default=16, show_default=True, help="Bits of a weight, with scales."
-)
+@click.option("--weights", type=Finite(min=0, min_open=True, max=64), default=16, show_default=True, help="Bits of a weight, with scales.")
 @click.option("--format", default="bf16", show_default=True, help="Of the cache; `selkey list formats` shows them.")
 @click.option("--k", "keys", type=_KEYS, help="Keys that a query reads: dense, 2048, 5%.  [default: what the model was trained to read]")
 @click.option("--selector", help=f"Who chooses them: {', '.join(SELECTORS)}.  [default: the model's own, else free]")
 @click.option(
-    "--efficiency", type=click.FloatRange(min=0, min_open=True, max=1),
+    "--efficiency", type=Finite(min=0, min_open=True, max=1),
     help="Share of the device's rates that is reached.  [default: 0.83 of promised, 0.91 of measured ones]",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One object.")

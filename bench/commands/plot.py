@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Draw figures from records.")
 @click.argument("recorded", metavar="[FILE]…", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--modelled", metavar="DEVICE", help="Also a whole model with other heads on this device, which need not be here.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the pictures.  [default: that of the first file]")

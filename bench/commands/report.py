@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="One HTML page with everything.")
 @click.argument("recorded", metavar="FOLDER|FILE…", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: report.html beside the first file]")
 def report(recorded, out):

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import axes, units
-from selkey.bench.options import BYTES, COUNT, Parsed, chosen_device
+from selkey.bench.options import BYTES, COUNT, SEED, Finite, Parsed, chosen_device
 
 # the names stand here again, so that `--help` answers at once
 _FIXES = ("hidden", "head_dim", "kv_heads")
@@ -16,7 +16,7 @@ _FULL = {"heads": (8, 16, 32, 64), "contexts": tuple(2**10 * n for n in (4, 8, 1
 _AXIS = Parsed("axis", axes.parse_axis)
 
 
-@click.command()
+@click.command(short_help="Heads × context × keys × format, resumable.")
 @click.option("--heads", type=_AXIS, help="Query heads: 8,16,24 or 8:128:x2.  [default: 8:64:x2]")
 @click.option(
     "--kv-heads", type=Parsed("same|axis", axes.parse_kv_heads), default="same", show_default=True, help="KV heads: same or 2,8."
@@ -35,11 +35,11 @@ _AXIS = Parsed("axis", axes.parse_axis)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--implementations", default="sdpa,gather,selkey", show_default=True, help="What is compared, or all.")
 @click.option("--max-memory", type=BYTES, help="Memory that may be used, such as 90G.  [default: most of what is free]")
-@click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds to aim at.  [default: 300]")
+@click.option("--time-budget", type=Finite(min=0, min_open=True), help="Seconds to aim at.  [default: 300]")
 @click.option("--resume", "goes_on", is_flag=True, help="Go on with the records in --out: what is in them is not measured again.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--quick", is_flag=True, help="Small sizes, some seconds: does it work here?")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
 def sweep(
     heads, kv_heads, contexts, ks, formats, batches, fixes, hidden, head_dim, dtype, device, implementations, max_memory, time_budget,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from selkey.bench.options import COUNT, Parsed
+from selkey.bench.options import COUNT, Finite, Parsed
 
 _CONTEXTS = tuple(2**power for power in range(10, 21))
 _POWERS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -21,7 +21,7 @@ def parse_tokens(text):
     return float(match[1]) * _POWERS[match[2].lower()]
 
 
-@click.command("train-cost")
+@click.command("train-cost", short_help="What training takes, modelled.")
 @click.argument("model_name", metavar="MODEL")
 @click.option(
     "--tokens", type=Parsed("tokens", parse_tokens), default="300e9", show_default=True, help="Tokens of the training: 300e9, 15T, 300B."
@@ -30,7 +30,7 @@ def parse_tokens(text):
 @click.option("--ceilings", type=click.Path(path_type=Path), help="JSON of `selkey ceilings --out`: measured rates in place of --device.")
 @click.option("--n", "n_devices", type=click.IntRange(min=1), default=1, show_default=True, help="Devices.")
 @click.option(
-    "--mfu", type=click.FloatRange(min=0, min_open=True, max=1), default=0.45, show_default=True,
+    "--mfu", type=Finite(min=0, min_open=True, max=1), default=0.45, show_default=True,
     help="Share of the bf16 peak that is reached, recomputed operations counted.",
 )  # fmt: skip
 @click.option("--seq", "sequence", type=COUNT, default="2048", show_default=True, help="Tokens of a sequence.")
@@ -41,9 +41,9 @@ def parse_tokens(text):
     "--precision", type=click.Choice(["bf16", "fp32-grads"]), default="bf16", show_default=True, help="Of gradients; weights are bf16."
 )
 @click.option("--zero", type=click.IntRange(0, 3), default=3, show_default=True, help="Stage of ZeRO: 1 optimizer, 2 gradients, 3 weights.")
-@click.option("--price-per-hour", "price", type=click.FloatRange(min=0, min_open=True), help="US dollars of a device-hour.")
-@click.option("--watts", type=click.FloatRange(min=0, min_open=True), help="Power of a device.  [default: its limit, an upper bound]")
-@click.option("--pue", type=click.FloatRange(min=1), default=1.1, show_default=True, help="Power of the building over that of the devices.")
+@click.option("--price-per-hour", "price", type=Finite(min=0, min_open=True), help="US dollars of a device-hour.")
+@click.option("--watts", type=Finite(min=0, min_open=True), help="Power of a device.  [default: its limit, an upper bound]")
+@click.option("--pue", type=Finite(min=1), default=1.1, show_default=True, help="Power of the building over that of the devices.")
 @click.option("--json", "as_json", is_flag=True, help="One object.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for records and the picture of shares over length.")
 def train_cost(model_name, device_name, ceilings, price, watts, as_json, out, **asked):

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="The cost model against published figures.")
 @click.argument("file", metavar="[FILE.yaml]", required=False, type=click.Path(path_type=Path))
 @click.option("--details", is_flag=True, help="Show sources, arithmetic and the reasons of the tolerances.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")

@@ -4,17 +4,19 @@ from pathlib import Path
 
 import click
 
+from selkey.bench.options import SEED
+
 # the names stand here again, so that `--help` answers without importing torch
 _DATA = ("recall", "minilm", "peaky", "flat")
 _FORMATS = ("bf16", "fp8", "int8", "int4", "int2")
 _QUICK = {"formats": ("bf16", "int4"), "recall_keys": (1, 2, 5, 12, 16, 32, 64), "shares": (0.05, 0.25), "seeds": 1}
 
 
-@click.command()
+@click.command(short_help="What selecting loses and reads.")
 @click.option("--data", "chosen", type=click.Choice(_DATA), multiple=True, help="Only this; repeatable.  [default: all]")
 @click.option("--format", "formats", type=click.Choice(_FORMATS), multiple=True, help="Of the cache; repeatable.  [default: all]")
 @click.option("--seeds", type=click.IntRange(min=1), help="Recall models and synthetic contexts.  [default: 3]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The first of them.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="The first of them.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--quick", is_flag=True, help="One seed, few numbers of keys, two formats.")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")

@@ -4,19 +4,17 @@ from pathlib import Path
 
 import click
 
-from selkey.bench.options import COUNT, COUNTS
+from selkey.bench.options import COUNT, COUNTS, SEED, Finite
 
 _QUICK = (2**12, 2**14)
 
 
-@click.command()
+@click.command(short_help="What choosing costs, up to 1M keys.")
 @click.option("--contexts", type=COUNTS, help="Stored keys, multiples of 2k.  [default: 4k,16k,64k,256k,1m]")
 @click.option("--k", type=COUNT, default=2048, show_default=True, help="Keys that a selector chooses.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True, help="Time for a context's samples."
-)
+@click.option("--seconds", type=Finite(min=0, min_open=True), default=8.0, show_default=True, help="Time for a context's samples.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
-@click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="Two small contexts, some seconds.")
 def selectors(contexts, k, seconds, out, seed, quick):
     """What choosing costs, and what it finds, as the context grows to a million keys.

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="What page summaries know.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 def summaries(out):
     """What page summaries know of the pages that nobody reads, on queries and keys of a real network (MiniLM, half a minute).

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from selkey.bench.options import COUNT, COUNTS, chosen_device
+from selkey.bench.options import COUNT, COUNTS, SEED, chosen_device
 
 
-@click.command()
+@click.command(short_help="A small decoder: dense, selected, window.")
 @click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Training steps of each run.")
 @click.option("--length", type=COUNT, default=128, show_default=True, help="Tokens of a training sequence.")
 @click.option(
@@ -19,7 +19,7 @@ from selkey.bench.options import COUNT, COUNTS, chosen_device
 @click.option("--lora", is_flag=True, help='Also through peft LoRA on a transformers model (pip install "selkey[lora]").')
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def train(steps, length, lengths, lora, device, out, seed):
     """Train a small decoder densely and with selected keys: does it lose the same, and what memory does a step take?
 
