@@ -1,7 +1,8 @@
 """Bytes and operations of a whole decoder, for one token of every sequence: pure functions of a model.
 
 A selection says how many keys a query reads and who chooses them; what choosing reads is a part of its own, never hidden in the
-attention. Layers with a window read their window, whatever is selected in the others.
+attention. Layers with a window read their window, whatever is selected in the others. Where an indexer chooses for a model that has none,
+one is added (`with_indexer`): its weights, operations and keys are counted like those of one that came with the model.
 """
 
 import functools
@@ -9,14 +10,14 @@ import functools
 from selkey.bench.architecture import attention_weights, indexer_weights, mlp_weights, parameters
 from selkey.bench.cost import INDEX_BYTES, ByteCounts, sectors_bytes
 from selkey.bench.nearest import unknown
-from selkey.bench.selections import DENSE, Selection, mean_up_to, own_selection
+from selkey.bench.selections import DENSE, Selection, mean_up_to, own_selection, with_indexer
 from selkey.bench.selector_cost import INDEX_SCALE_BYTES, SELECTORS, Shape
 from selkey.kernels.layouts import LAYOUTS
 
 __all__ = [
     "CONTEXT_OF_A_PROGRAM", "DENSE", "SELECTORS", "Selection", "attention_bytes", "decode_bytes", "expected_experts", "flops_per_token",
     "index_key_bytes", "keys_read", "kv_bytes", "kv_bytes_per_token", "layer_row_bytes", "list_bytes", "memory", "own_selection",
-    "row_bytes", "selector_bytes", "selector_shape",
+    "row_bytes", "selector_bytes", "selector_shape", "with_indexer",
 ]  # fmt: skip
 
 # what a GPU delivers at least
@@ -145,7 +146,7 @@ def decode_bytes(model, context, batch=1, weight_bits=16, format="bf16", selecti
         sectors, q, out), "list", "selector". The input embedding is a row a token and not counted.
     """
     selection = selection or own_selection(model)
-    parts = parameters(model).by_part
+    parts = parameters(with_indexer(model, selection)).by_part
     experts = parts["experts"] * expected_experts(model, batch) / model.n_experts if model.n_experts else 0
     layers = sum(parts[name] for name in ("attention", "indexer", "mlp", "shared_experts", "router", "norms")) + experts
     lists = list_bytes(model, context, batch, selection)
@@ -173,7 +174,8 @@ def flops_per_token(model, context, selection=None, causal=False):
 
     Returns:
         dict: "qkv", "attention" (logits and weighted values), "selector" (an indexer's projections included), "attention_out", "mlp",
-        "router", "lm_head" → operations. All but "attention" and the scores of the selector sum to 2 · matmul_active.
+        "router", "lm_head" → operations. All but "attention" and the scores of the selector sum to
+        2 · matmul_active, that of an added indexer included.
 
     A latent row costs latent_dim + rope_dim and latent_dim columns a head where few queries read it, and is expanded into head_dim and
     v_head_dim where all keys are read by many (causal and dense), which is cheaper.
@@ -188,10 +190,11 @@ def flops_per_token(model, context, selection=None, causal=False):
     if not selection.is_dense:
         seen = (context + 1) / 2 if causal else context
         scores = model.full_layers * SELECTORS[selection.selector].step_flops(selector_shape(model), seen, selection.keys(seen))
+    projections = indexer_weights(with_indexer(model, selection))[0]
     return {
         "qkv": 2 * L * (attention_weights(model)[0] - out),
         "attention": 2 * model.n_heads * columns * keys_read(model, context, selection, causal),
-        "selector": scores + 2 * L * indexer_weights(model)[0],
+        "selector": scores + 2 * L * projections,
         "attention_out": 2 * L * out,
         "mlp": 2
         * ((L - layers) * mlp_weights(model, model.dense_ffn or model.ffn)[0] + layers * experts * mlp_weights(model, model.ffn)[0]),
@@ -207,7 +210,8 @@ def memory(model, context, batch=1, weight_bits=16, format="bf16", selection=Non
         overhead: what the driver and the libraries take, an assumption.
 
     Returns:
-        dict: "weights" (all of them), "kv" (index keys of the model's own indexer included), "selector" (what else it keeps),
+        dict: "weights" (all of them), "kv" (index keys of the model's own indexer included), "selector" (what else it keeps, keys of an added
+        indexer among it),
         "activations" (vectors of one step and logits in fp32; not those of a prefill), "overhead".
     """
     selection = selection or own_selection(model)
@@ -217,7 +221,7 @@ def memory(model, context, batch=1, weight_bits=16, format="bf16", selection=Non
     widest = (model.active_experts + model.shared_experts) * model.ffn if model.n_experts else model.ffn
     vectors = 4 * model.hidden + 2 * model.n_heads * model.head_dim + 3 * widest
     return {
-        "weights": parameters(model).total * weight_bits / 8,
+        "weights": parameters(with_indexer(model, selection)).total * weight_bits / 8,
         "kv": kv_bytes(model, context, batch, format),
         "selector": kept,
         "activations": batch * (2 * vectors + 4 * model.vocab),

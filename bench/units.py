@@ -4,14 +4,17 @@ import math
 import re
 
 _FACTORS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+# what a 64-bit index holds
+_LARGEST = 2**63 - 1
+_SHOWN = 40
 
 
 def parse_count(text):
     """Read a count: "128k" → 131072; plain integers pass. Raises ValueError that says what is accepted."""
     match = re.fullmatch(r"\s*(\d+)\s*([kKmM]?)\s*", str(text))
-    if not match or int(match[1]) == 0:
-        raise ValueError(f"expected a positive count such as 2048 or 128k; got {text!r}")
-    return int(match[1]) * _FACTORS[match[2].lower()]
+    if not match or not match[1].strip("0"):
+        raise ValueError(f"expected a positive count such as 2048 or 128k; got {_quoted(text)}")
+    return _bounded(match[1], _FACTORS[match[2].lower()], text)
 
 
 def parse_counts(text):
@@ -29,16 +32,29 @@ def parse_keys(text):
     try:
         return parse_count(text)
     except ValueError:
-        raise ValueError(f"expected a number of keys such as 2048, a share such as 5%, or dense; got {text!r}") from None
+        raise ValueError(f"expected a number of keys such as 2048, a share such as 5%, or dense; got {_quoted(text)}") from None
 
 
 def parse_bytes(text):
     """Read an amount: "8G" → 8000000000, "8GiB" → 8589934592. Raises ValueError likewise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kKmMgGtT])(i?))?[bB]?\s*", str(text))
-    if not match or float(match[1]) == 0:
-        raise ValueError(f"expected an amount of memory such as 8G or 900MiB; got {text!r}")
-    prefix = (match[2] or "").lower()
-    return int(float(match[1]) * (_FACTORS[prefix] if match[3] or not prefix else 1000 ** "kmgt".index(prefix) * 1000))
+    prefix = (match[2] or "").lower() if match else ""
+    factor = _FACTORS[prefix] if not prefix or match[3] else 1000 ** "kmgt".index(prefix) * 1000
+    if not match or float(match[1]) * factor < 1:
+        raise ValueError(f"expected an amount of memory such as 8G or 900MiB; got {_quoted(text)}")
+    return _bounded(match[1], factor, text)
+
+
+def _bounded(digits, factor, text):
+    # a float first: int() refuses thousands of digits with a message of its own
+    if float(digits) * factor >= _LARGEST:
+        raise ValueError(f"expected less than 2^63; got {_quoted(text)}")
+    return int(float(digits) * factor) if "." in digits else int(digits) * factor
+
+
+def _quoted(text):
+    text = str(text)
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 def count(number):
@@ -76,6 +92,13 @@ def three_digits(number):
 def factor(number):
     """How many times: "0.8×", "4.2×", "57×"; at most two digits behind small numbers, none made up behind large ones."""
     return f"{number:.1f}×" if number < 9.95 else f"{number:.2g}×" if number < 99.5 else f"{round(number, -1):.0f}×"
+
+
+def excess(ratio):
+    """How far above 1 a ratio is: 1.04 → "+4.0%", 4.2 → "4.2×"; no digits that mean nothing."""
+    if ratio > 10_000:
+        return "over 10,000×"
+    return f"{ratio - 1:+.1%}" if ratio < 2 else factor(ratio)
 
 
 def percent(share):

@@ -88,7 +88,7 @@ def test_probes_are_asked_once_a_class_and_a_format_is_filled():
     one, peer = predictor(ready), fake_peer(lambda *_: 10.0)
     for context in (4096, 65536):
         one.predict_us(replace(DECODE, context=context), peer)
-    assert filled == [1024, 8192, 8192]
+    assert filled == [1152, 6144, 6144]
     one.predict_us(replace(DECODE, n_heads=8), peer)
     assert len(filled) == 6
 
