@@ -8,9 +8,9 @@ import torch
 
 from selkey.bench import ceiling_curves, memory, records
 from selkey.bench.ceiling_curves import bearable, best_us, matrix_curve, matrix_tflops
-from selkey.bench.ceiling_file import binary, digest, load, save
+from selkey.bench.ceiling_file import binary, digest, load, save, spread_note
 
-__all__ = ["Measurement", "digest", "load", "measure", "save"]
+__all__ = ["Measurement", "binary", "digest", "load", "measure", "save", "spread_note"]
 
 _READS = {
     "sum": lambda halves: (halves[0].sum(), halves[1].sum()),
@@ -26,6 +26,7 @@ MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 WORKING_SETS = {"cpu": (2**15, 2**30), "cuda": (2**18, 2**32)}
 ROW_BYTES = tuple(2**i for i in range(4, 17))
 _SMALL_SIZES = {"cpu": (128, 256), "cuda": (512, 1024)}
+_READ_ROUNDS = 3
 _QUICK_LARGEST = {"cpu": 2**28, "cuda": 2**30}
 _ROUNDS = 2
 # how the time is shared: single figures, reading, copying, products, gathering
@@ -41,8 +42,9 @@ def measure(clock, dtypes, *, seconds=3.0):
         seconds: time for all of it, roughly.
 
     Returns:
-        dict: read_gbps (10⁹ B/s), read_by (which pass was best), reads_gbps of every pass, copy_gbps, working_set_bytes,
-        matrix_tflops per dtype (10¹² operations/s) and the size each was reached at, and how the numbers were obtained.
+        dict: read_gbps (10⁹ B/s), read_by (which pass was best), reads_gbps of every pass, read_gbps_range [least, most] of the rounds,
+        copy_gbps, working_set_bytes, matrix_tflops per dtype (10¹² operations/s) and the size each was reached at, and how the numbers
+        were obtained.
     """
     found = _bandwidth(clock, seconds / 2)
     sizes = MATRIX_SIZES[clock.device]
@@ -51,14 +53,21 @@ def measure(clock, dtypes, *, seconds=3.0):
 
 def _bandwidth(clock, seconds):
     halves = torch.ones(2, max(4 * clock.flush_bytes, SMALLEST_WORKING_SET) // 8, device=clock.device)
-    seconds = seconds / (len(_READS) + 1)
-    reads = {
-        name: _SHARE_READ.get(name, 1.0) * halves.nbytes / 1e3 / best_us(clock, lambda read=read: read(halves), seconds)
-        for name, read in _READS.items()
-    }
-    copy_gbps = halves.nbytes / 1e3 / best_us(clock, lambda: halves[0].copy_(halves[1]), seconds)
+    seconds = seconds / (len(_READS) + 1) / _READ_ROUNDS
+
+    def best_gbps(nbytes, call):
+        return nbytes / 1e3 / best_us(clock, call, seconds, at_least=1)
+
+    rounds, copies = [], []
+    for _ in range(_READ_ROUNDS):
+        shares = {name: _SHARE_READ.get(name, 1.0) * halves.nbytes for name in _READS}
+        rounds.append({name: best_gbps(shares[name], lambda read=read: read(halves)) for name, read in _READS.items()})
+        copies.append(best_gbps(halves.nbytes, lambda: halves[0].copy_(halves[1])))
+    reads = {name: max(found[name] for found in rounds) for name in _READS}
+    best = [max(found.values()) for found in rounds]
     return {
-        **_best_read(reads), "reads_gbps": reads, "copy_gbps": copy_gbps, "working_set_bytes": halves.nbytes,
+        **_best_read(reads), "reads_gbps": reads, "read_gbps_range": [min(best), max(best)], "copy_gbps": max(copies),
+        "working_set_bytes": halves.nbytes,
         "how": "best of repeated passes over a working set far larger than the caches; best of square torch.matmul",
     }  # fmt: skip
 
@@ -137,13 +146,16 @@ class Measurement:
     def _single(self, seconds):
         found = _bandwidth(self.clock, seconds)
         self.singles = self.singles or found
-        self._raise(found["reads_gbps"], found["copy_gbps"])
+        self._raise(found["reads_gbps"], found["copy_gbps"], found["read_gbps_range"])
 
-    def _raise(self, reads, copy_gbps=0.0):
-        """Take bandwidths far beyond the caches into the single figures, where they are better."""
+    def _raise(self, reads, copy_gbps=0.0, seen=()):
+        """Take bandwidths far beyond the caches into the single figures, where they are better, and into the range."""
         known = self.singles["reads_gbps"]
         known |= {name: max(known[name], gbps) for name, gbps in reads.items()}
-        self.singles |= _best_read(known) | {"copy_gbps": max(self.singles["copy_gbps"], copy_gbps)}
+        seen = [*self.singles["read_gbps_range"], *seen, *([max(reads.values())] if reads else [])]
+        self.singles |= _best_read(known) | {
+            "copy_gbps": max(self.singles["copy_gbps"], copy_gbps), "read_gbps_range": [min(seen), max(seen)],
+        }  # fmt: skip
 
     def _read(self, nbytes):
         def step(seconds):

@@ -1,17 +1,19 @@
 """Judging statements: reproduced where every case agrees, refuted where none does, conditional otherwise.
 
 A claim is a figure and the assumptions under which it could hold. What was measured counts as one more case, or several; where nothing was
-measured it does not count. `bench/data/claims.yaml` shows every key.
+measured it does not count. `bench/data/claims-000.yaml` shows every key.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from selkey.bench import measurements, statements
 from selkey.bench.nearest import unknown
+from selkey.bench.quantity import plain
 from selkey.bench.statements import Case, Figure
 
-CLAIMS = Path(__file__).parent / "data" / "claims.yaml"
+CLAIMS = tuple(sorted((Path(__file__).parent / "data").glob("claims-*.yaml"), key=lambda path: path.stem))
 VERDICTS = ("reproduced", "refuted", "conditional")
 
 _REQUIRED = ("id", "seed", "statement")
@@ -46,42 +48,63 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict: one of `VERDICTS`, "not measured" or "out of scope".
+    """A claim with its verdict: one of `VERDICTS`, "not measured", "not decided" (too noisy) or "out of scope".
 
     Attributes:
         measured: cases that come from measurements.
         unmeasured: why a measurement is missing.
+        recorded: the verdict without what was measured just now, which is what `expect` is held against.
     """
 
     claim: Claim
     verdict: str
     measured: tuple[Case, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    recorded: str = ""
+
+    @property
+    def cases(self):
+        """Everything that is judged, computed before measured."""
+        return (*self.claim.cases, *self.measured)
 
     @property
     def agreeing(self):
         """Names of the cases that agree, in their order."""
-        return [case.name for case in (*self.claim.cases, *self.measured) if self.claim.figure.holds(case.quantity.value)]
+        return [case.name for case in self.cases if case.agrees(self.claim.figure)]
 
     @property
     def is_expected(self):
-        return self.claim.expect in (None, self.verdict)
+        return self.claim.expect in (None, self.recorded or self.verdict)
 
 
-def read(path=CLAIMS):
-    """Claims of a YAML file.
+def read(*paths):
+    """Claims of YAML files; without a file those that come with selkey.
 
     Raises:
-        selkey.bench.statements.BrokenFile: with everything that is wrong.
+        selkey.bench.statements.BrokenFile: with everything that is wrong with any of them.
     """
-    return statements.read(path, "claims", _claim)
+    found, problems, homes = [], [], {}
+    for path in paths or CLAIMS:
+        try:
+            claims = statements.read(path, "claims", _claim)
+        except statements.BrokenFile as broken:
+            problems += broken.problems
+            continue
+        problems += [f"{path}, claim {one.id}: the id stands in {homes[one.id]} too" for one in claims if one.id in homes]
+        homes |= {one.id: path for one in claims}
+        found += claims
+    if problems:
+        raise statements.BrokenFile(problems)
+    return found
 
 
-def judge(claim, rows):
+def judge(claim, rows, rounds=()):
     """The verdict on a claim.
 
     Args:
         rows: records that measurements are taken from.
+        rounds: lists of records of this machine, one for each time that everything was measured. Such a case has an interval, and counts
+            where the interval lies on one side of the bounds.
     """
     if claim.figure is None:
         return Judged(claim, "out of scope")
@@ -92,9 +115,21 @@ def judge(claim, rows):
             measured += measurements.take(name, parameters, rows, claim.figure.unit)
         except LookupError as problem:
             unmeasured.append(problem.args[0])
-    holds = [claim.figure.holds(case.quantity.value) for case in (*claim.cases, *measured)]
-    verdict = "not measured" if not holds else "reproduced" if all(holds) else "conditional" if any(holds) else "refuted"
-    return Judged(claim, verdict, tuple(measured), tuple(unmeasured))
+    fresh = [
+        case for name, parameters in wanted if rounds for case in measurements.take_rounds(name, parameters, rounds, claim.figure.unit)
+    ]
+    unmeasured = [] if fresh else unmeasured
+    recorded = _verdict(claim.figure, (*claim.cases, *measured))
+    verdict = _verdict(claim.figure, (*claim.cases, *measured, *fresh))
+    return Judged(claim, verdict, (*measured, *fresh), tuple(unmeasured), recorded)
+
+
+def _verdict(figure, cases):
+    found = [case.agrees(figure) for case in cases]
+    decided = [agrees for agrees in found if agrees is not None]
+    if not decided:
+        return "not decided" if found else "not measured"
+    return "reproduced" if all(decided) else "conditional" if any(decided) else "refuted"
 
 
 def as_json(judged):
@@ -103,20 +138,29 @@ def as_json(judged):
 
     def case(one, origin):
         block = {"case": one.name, "origin": origin} | asdict(one.quantity)
-        return block if origin == "beside" else block | {"agrees": claim.figure.holds(one.quantity.value)}
+        if origin == "beside":
+            return block
+        return block | ({"interval": one.interval} if one.interval else {}) | {"agrees": one.agrees(claim.figure)}
 
     cases = [case(one, "computed") for one in claim.cases] + [case(one, "measured") for one in judged.measured]
-    figure = None if claim.figure is None else claim.figure.text
+    figure = claim.figure
+    stated = {"claimed": None} if figure is None else {"claimed": figure.text, "tolerance": figure.tolerance, **_bounds(figure)}
     return {
-        "id": claim.id, "seed": claim.seed, "statement": claim.statement, "claimed": figure, "verdict": judged.verdict,
+        "id": claim.id, "seed": claim.seed, "statement": claim.statement, **stated, "verdict": judged.verdict,
         "expect": claim.expect, "cases": cases + [case(one, "beside") for one in claim.beside], "not_measured": list(judged.unmeasured),
         "note": claim.note or claim.out_of_scope,
     }  # fmt: skip
 
 
+def _bounds(figure):
+    """What agrees, as JSON, which has no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in (("low", figure.low), ("high", figure.high))}
+
+
 def result(case):
-    """The arithmetic of a case with its result: "2 · 32 layers … = 4.295 GB"."""
-    return f"{case.quantity.arithmetic} = {case.quantity}"
+    """The arithmetic of a case with its result, and what it may as well be: "2 · 32 layers … = 4.295 GB"."""
+    between = "" if case.interval is None else f" ({plain(case.interval[0])} to {plain(case.interval[1])})"
+    return f"{case.quantity.arithmetic} = {case.quantity}{between}"
 
 
 def _claim(entry):

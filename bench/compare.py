@@ -7,6 +7,7 @@ the medians, its interval the percentile bootstrap (Efron and Tibshirani, An Int
 knows nothing of how the machine changed between the runs. Only ratios are averaged, by their geometric mean.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,14 +123,31 @@ def from_records(rows_a, rows_b, *, metric="time", implementations=None, workloa
 
 
 def _usable(rows, metric, workloads):
-    """(cfg_id, implementation) → the last row that has the figure."""
-    block, field = ("time", "samples_us") if metric == "time" else ("mem", "total_bytes")
+    """(cfg_id, implementation) → the last row that is whole and has the figure."""
+    keys = {"status": ("state",), "run": ("uid",), "env": ("device",), "case": ("cfg_id", "workload"), "impl": ("name",)}
     return {
         (row["case"]["cfg_id"], row["impl"]["name"]): row
         for row in rows
-        if row.get("status", {}).get("state") == "ok" and row.get("impl") and (row.get(block) or {}).get(field)
-        if not workloads or row["case"]["workload"] in workloads
+        if all(isinstance(_block(row, block).get(field), str) for block, fields in keys.items() for field in fields)
+        if row["status"]["state"] == "ok" and _has_figure(row, metric) and (not workloads or row["case"]["workload"] in workloads)
     }
+
+
+def _has_figure(row, metric):
+    if metric == "memory":
+        return _is_positive(_block(row, "mem").get("total_bytes"))
+    samples = _block(row, "time").get("samples_us")
+    return isinstance(samples, list) and bool(samples) and all(map(_is_positive, samples))
+
+
+def _is_positive(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _block(row, name):
+    """A block of a row of whatever file, empty where it is none."""
+    block = row.get(name)
+    return block if isinstance(block, dict) else {}
 
 
 def _notes(used, metric):
@@ -139,7 +157,7 @@ def _notes(used, metric):
     devices = sorted({row["env"]["device"] for rows in used for row in rows})
     if len(devices) > 1:
         notes.append(f"different devices: {', '.join(devices)}")
-    throttled = sum(bool((row.get("time") or {}).get("throttled")) for rows in used for row in rows)
+    throttled = sum(bool(_block(row, "time").get("throttled")) for rows in used for row in rows)
     if throttled:
         notes.append(f"{throttled} of {2 * len(used)} rows were measured while the machine was throttled")
     return notes

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,8 @@ from selkey.bench.timers import Rotation, copies_needed
 from selkey.bench.workloads import Case
 
 _WARM_SECONDS = 1.0
+# For one answer of a checkout, its kernels compiled in it perhaps; then it hangs.
+PATIENCE = 180.0
 # A turn knows how to time itself; the clock of `interleave` only gives it the word.
 _TURNS = SimpleNamespace(time_us=lambda turn: turn())
 
@@ -49,10 +53,11 @@ def implementations(named, chosen, clock, *, seconds, seed, watch):
         for case, drawn in _drawn(chosen, clock.device, seed, watch):
             try:
                 turns = {side: _checked_turn(peer, case, drawn, clock, seconds) for side, peer in zip("ab", named, strict=True)}
+                samples = _samples(turns, seconds)
             except Exception as problem:  # whatever an implementation raises is its result
                 yield Pair(case.cfg_id, reason=_sentence(problem))
                 continue
-            yield Pair(case.cfg_id, **_samples(turns, seconds))
+            yield Pair(case.cfg_id, **samples)
 
 
 def _checked_turn(peer, case, drawn, clock, seconds):
@@ -122,13 +127,16 @@ class Worker:
     """
 
     def __init__(self, tree, clock):
-        self.tree = Path(tree)
+        self.tree, self.problem = Path(tree), None
         if not (self.tree / compare_worker.FOLDERS["selkey"] / "__init__.py").is_file():
             raise ValueError(f"{tree} is no checkout of selkey: it has no {compare_worker.FOLDERS['selkey']}")
         timer = {"cuda_events": "events", "cuda_graph": "graph"}.get(clock.timer, clock.timer)
         words = [sys.executable, compare_worker.__file__, str(self.tree.resolve()), clock.device, timer, str(clock.flush_bytes)]
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        self.lines = queue.Queue()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def __enter__(self):
         return self
@@ -136,9 +144,17 @@ class Worker:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
+        self.listener.join(1.0)
         self.process.stdin.close()
         self.process.stdout.close()
         self.errors.close()
+
+    def _listen(self):
+        """Hand over what the process says, and an empty line when it has ended: a pipe cannot be read with a timeout everywhere."""
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            for line in self.process.stdout:
+                self.lines.put(line)
+        self.lines.put("")
 
     def wait_until_ready(self):
         self._answer()
@@ -147,8 +163,10 @@ class Worker:
         """The answer to one message.
 
         Raises:
-            ValueError: what went wrong in the process, or that it ended.
+            ValueError: what went wrong in the process, or that it ended, or that it did not answer for `PATIENCE` seconds and was ended.
         """
+        if self.problem is not None:
+            raise ValueError(self.problem)
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
@@ -158,11 +176,17 @@ class Worker:
         return self.ask(do="time")["us"]
 
     def _answer(self):
-        line = self.process.stdout.readline()
+        try:
+            line = self.lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            self.process.kill()
+            self.problem = f"{self.tree}: its process gave no answer for {PATIENCE:g} s and was ended"
+            raise ValueError(self.problem) from None
         if not line:
             self.errors.seek(0)
             last = (self.errors.read().strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"{self.tree}: its process ended: {last[:300]}")
+            self.problem = f"{self.tree}: its process ended: {last[:300]}"
+            raise ValueError(self.problem)
         answer = json.loads(line)
         if "error" in answer:
             raise ValueError(f"{self.tree}: {answer['error']}")

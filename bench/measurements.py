@@ -1,30 +1,17 @@
-"""Quantities that records give: each function finds its rows and returns cases, one for each device or policy."""
+"""Measurements by name: reading records, and taking cases from them or from rounds that were measured just now."""
 
 import inspect
-import math
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 
 from selkey.bench.nearest import unknown
-from selkey.bench.quantity import Quantity, count, plain, share, text
+from selkey.bench.quantity import Quantity
+from selkey.bench.record_figures import MEASURED
 from selkey.bench.statements import Case
 
 RESULTS = Path(__file__).parent / "results"
-_POINTS = 3
-MEASURED = {}
-"""Name → function(rows, keyword parameters) → cases."""
-
-
-def measured(unit):
-    """Register a function of rows as a measured quantity in that unit."""
-
-    def register(function):
-        function.unit = unit
-        MEASURED[function.__name__] = function
-        return function
-
-    return register
+# broken lines of a file that are named before the rest is counted
+_NAMED = 3
 
 
 def committed(files=None):
@@ -36,7 +23,7 @@ def committed(files=None):
     from selkey.bench import records
 
     rows, complaints = [], []
-    for path in files or sorted(RESULTS.glob("*/*.jsonl")):
+    for path in dict.fromkeys(Path(file).resolve() if files else file for file in files or sorted(RESULTS.glob("*/*.jsonl"))):
         try:
             found, said = records.read(path)
         except ValueError as problem:
@@ -48,7 +35,8 @@ def committed(files=None):
         if len(whole) < len(found):
             said = [*said, f"{len(found) - len(whole)} records without case, status or env were left out"]
         rows += whole
-        complaints += [f"{path}: {line}" for line in said]
+        complaints += [f"{path}: {line}" for line in said[:_NAMED]]
+        complaints += [f"{path}: {len(said) - _NAMED} more lines were left out"] if len(said) > _NAMED else []
     return rows, complaints
 
 
@@ -77,7 +65,30 @@ def take(name, parameters, rows, unit):
         cases = MEASURED[name](rows, **_read(name, parameters))
     except (KeyError, TypeError) as problem:
         raise LookupError(f"records lack what {name} needs: {problem}") from None
-    return [Case(case.name, case.quantity.to(unit)) for case in cases]
+    factor = 1 / Quantity(1.0, unit, "").to(MEASURED[name].unit).value
+    return [Case(case.name, case.quantity.to(unit), case.interval and tuple(factor * end for end in case.interval)) for case in cases]
+
+
+def take_rounds(name, parameters, rounds, unit):
+    """Cases of a measurement that was made several times: the median, and from the least to the most.
+
+    The median of what would be found lies between the least and the most of six rounds with 97 % probability (1 − 2 / 2⁶).
+    """
+    found = {}
+    for rows in rounds:
+        try:
+            for case in take(name, parameters, rows, unit):
+                found.setdefault(case.name, []).append(case.quantity)
+        except LookupError:
+            continue
+    return [
+        Case(
+            case,
+            Quantity(median(one.value for one in each), unit, f"{each[0].arithmetic}, median of {len(each)} rounds"),
+            (min(one.value for one in each), max(one.value for one in each)),
+        )
+        for case, each in found.items()
+    ]
 
 
 def _read(name, parameters):
@@ -98,163 +109,3 @@ def _read(name, parameters):
     if missing:
         raise ValueError(f"{name}: parameter {missing[0]} is missing; it takes {', '.join(expected)}")
     return read
-
-
-@measured("exponent")
-def step_time_exponent(rows, *, implementation: text):
-    """How the time of one decoded token grows with the context at a fixed number of selected keys: slope of log time on log context."""
-    return _slopes(rows, implementation, "decode", 0, "selkey bench --workload decode")
-
-
-@measured("exponent")
-def answer_time_exponent(rows, *, implementation: text):
-    """The same for a whole answer, which takes as many steps as it has tokens: one more."""
-    return _slopes(rows, implementation, "decode", 1, "selkey bench --workload decode")
-
-
-@measured("exponent")
-def prompt_time_exponent(rows, *, implementation: text):
-    """How the time of a whole causal prompt grows with its length, every query with the same number of keys or with all before it."""
-    return _slopes(rows, implementation, "prefill", 0, "selkey bench --workload prefill")
-
-
-@measured("x")
-def slowdown_of_heads(rows, *, implementation: text, fix: text, few: count, many: count):
-    """Time of a decoded token with many heads over that with few, at one hidden size or one head width; the median over contexts."""
-    times = {}
-    for row in _timed(rows, "decode", implementation):
-        if fix in row["case"]["fix"]:
-            times[_place(row), row["case"]["context"], row["case"]["n_heads"]] = row["time"]["t_us"]["p50"]
-    found = {}
-    for place, context, heads in times:
-        if heads == many and (place, context, few) in times:
-            found.setdefault(place, []).append(times[place, context, many] / times[place, context, few])
-    if not found:
-        raise LookupError(_missing(f"{implementation} with {few} and {many} heads at fixed {fix}", "selkey bench --workload decode"))
-    return [
-        Case(f"{implementation}, fixed {fix}, {place}", Quantity(median(ratios), "x", f"median of {len(ratios)} contexts, {_span(ratios)}"))
-        for place, ratios in found.items()
-    ]
-
-
-@measured("share")
-def answers_kept(rows, *, kept: share = 1.0, keys: count = 2**30):
-    """Right answers with that share of the keys, or so many, over those with all keys; a case for each policy that could be used."""
-
-    def figure(row):
-        quality = row["quality"]
-        if "accuracy" not in quality:
-            return None
-        right = quality["accuracy_marked" if row["impl"]["from_marks"] else "accuracy"]
-        return right / quality["dense_accuracy"], f"{plain(right)} / {plain(quality['dense_accuracy'])} right"
-
-    return _policies(rows, kept, keys, figure)
-
-
-@measured("share")
-def output_error(rows, *, kept: share = 1.0, keys: count = 2**30):
-    """Relative error of the output of attention with that share of the keys, or so many, where nothing is answered."""
-    return _policies(
-        rows, kept, keys, lambda row: None if "accuracy" in row["quality"] else (row["quality"]["error"], "error of the output")
-    )
-
-
-@measured("exponent")
-def held_bytes_exponent(rows):
-    """How the bytes of a bounded cache grow with the tokens that went through it: log ratio over the run."""
-    return _stream(rows, lambda stream: stream["nbytes"], "B")
-
-
-@measured("exponent")
-def stream_time_exponent(rows):
-    """How the time of attention over a bounded cache grows with the tokens that went through it, once its pools are full."""
-    return _stream(rows, lambda stream: stream["attention_us"]["p50"], "us")
-
-
-def _stream(rows, figure, unit):
-    cases = []
-    rows = [row for row in rows if row["case"]["workload"] == "stream" and row["status"]["state"] == "ok"]
-    for place, group in groupby(sorted(rows, key=_place), _place):
-        # in appends of one size, from where the pools are full, which is when the window and what is kept no longer grow
-        points = {row["stream"]["tokens_seen"]: figure(row["stream"]) for row in group if row["stream"]["tokens_of_append"] == 512}
-        points = {tokens: value for tokens, value in points.items() if tokens >= 2**14}
-        if len(points) > 1:
-            first, last = min(points), max(points)
-            value = math.log(points[last] / points[first]) / math.log(last / first)
-            arithmetic = f"log({plain(points[last])} {unit} / {plain(points[first])} {unit}) / log({last:,} / {first:,} tokens)"
-            cases.append(Case(f"bounded cache, {place}", Quantity(value, "exponent", arithmetic)))
-    if not cases:
-        raise LookupError(_missing("a long stream", "selkey bench --workload stream"))
-    return cases
-
-
-def _slopes(rows, implementation, workload, more, command):
-    """A case for each device: the median, over shapes, of the slope of log time on log context, plus `more`.
-
-    The three longest contexts of a shape count: how something grows in the end does not show where a call takes as long to start.
-    """
-    groups = {}
-    for row in _timed(rows, workload, implementation):
-        case = row["case"]
-        shape = (case["n_heads"], case["head_dim"], case["k"])
-        groups.setdefault(_place(row), {}).setdefault(shape, {})[case["context"]] = row["time"]["t_us"]["p50"]
-    cases = []
-    for place, shapes in groups.items():
-        longest = [dict(sorted(points.items())[-_POINTS:]) for points in shapes.values() if len(points) >= _POINTS]
-        slopes = [_slope(points) for points in longest]
-        if slopes:
-            contexts = sorted({context for points in longest for context in points})
-            steps, shapes = f"{more} + " if more else "", f"{len(slopes)} shapes ({_span(slopes)})" if len(slopes) > 1 else "1 shape"
-            arithmetic = f"{steps}slope of log time from {contexts[0]:,} to {contexts[-1]:,} tokens, {shapes}"
-            cases.append(Case(f"{implementation}, {workload}, {place}", Quantity(more + median(slopes), "exponent", arithmetic)))
-    if not cases:
-        raise LookupError(_missing(f"{implementation} at three or more contexts", command))
-    return cases
-
-
-def _slope(points):
-    logs = [(math.log(context), math.log(time)) for context, time in points.items()]
-    middle = [sum(axis) / len(logs) for axis in zip(*logs, strict=True)]
-    return sum((x - middle[0]) * (y - middle[1]) for x, y in logs) / sum((x - middle[0]) ** 2 for x, _ in logs)
-
-
-def _policies(rows, kept, keys, figure):
-    """A case for each data and practical policy: the record with the most keys that the share and the number allow."""
-    best = {}
-    for row in rows:
-        case = row["case"]
-        if case["workload"] != "quality" or row["status"]["state"] != "ok" or not row["impl"]["is_practical"]:
-            continue
-        found = figure(row)
-        group = case["data"], row["impl"]["label"], case["format"]
-        if found is None or case["k"] > min(keys, math.ceil(kept * case["context"])):
-            continue
-        if group not in best or best[group][0]["k"] < case["k"]:
-            best[group] = (case, plain(row["quality"]["rows"]), *found)
-    first = {}
-    for (data, label, _), found in best.items():
-        first.setdefault((data, label), found)
-    if not first:
-        raise LookupError(_missing("the quality of policies", "selkey bench quality"))
-    return [
-        Case(f"{label} on {data}", Quantity(value, "share", f"{said}, {read} of {case['context']} keys"))
-        for (data, label), (case, read, value, said) in first.items()
-    ]
-
-
-def _timed(rows, workload, implementation):
-    for row in rows:
-        if row["case"]["workload"] == workload and row["impl"] and row["impl"]["name"] == implementation and row["status"]["state"] == "ok":
-            yield row
-
-
-def _place(row):
-    return row["env"]["device"]
-
-
-def _span(values):
-    return f"{plain(min(values))} to {plain(max(values))}"
-
-
-def _missing(what, command):
-    return f"no records of {what}: run `{command}` and pass --records FILE.jsonl"

@@ -4,6 +4,7 @@
 annotation of a parameter reads what YAML holds: `context: count` takes 32768 and "32k". `evaluate` calls one by name.
 """
 
+import difflib
 import inspect
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ UNITS = {
 # units to show a kind in, the first that makes the number at least 1
 _READABLE = {
     "bytes": ("TB", "GB", "MB", "kB"), "time": ("years", "days", "h", "s", "ms"), "operations": ("ZFLOP", "TFLOP", "GFLOP"),
-    "energy": ("GWh", "MWh", "kWh"), "money": ("million USD",), "power": ("kW",), "share": ("%",),
+    "energy": ("GWh", "MWh", "kWh"), "money": ("million USD",), "power": ("kW",),
 }  # fmt: skip
 
 
@@ -70,7 +71,10 @@ class Quantity:
     @property
     def readable(self):
         """The same in the largest unit that a reader expects: bytes as GB, seconds as days, and so on."""
-        for unit in _READABLE.get(UNITS[self.unit][0], ()):
+        kind = UNITS[self.unit][0]
+        if kind == "share":
+            return self.to("%")
+        for unit in _READABLE.get(kind, ()):
             if abs(self.to(unit).value) >= 1:
                 return self.to(unit)
         return self
@@ -82,8 +86,15 @@ class Quantity:
 def unit_of(name):
     """(what it measures, factor) of a unit; ValueError with the nearest names otherwise."""
     if not isinstance(name, str) or name not in UNITS:
-        raise unknown("unit", name, UNITS)
+        raise unknown_of_many("unit", name, UNITS)
     return UNITS[name]
+
+
+def unknown_of_many(kind, name, names, advice=""):
+    """ValueError that names the three nearest names, however far, and never all of them."""
+    near = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.0)
+    shown = str(name) if len(str(name)) <= 40 else str(name)[:40] + "…"
+    return ValueError(f"unknown {kind} {shown!r}: nearest: {', '.join(near)}" + (f"; {advice}" if advice else ""))
 
 
 def figure(unit):
@@ -104,7 +115,7 @@ def evaluate(name, parameters):
         ValueError: an unknown quantity or parameter, one that is missing or does not parse, or an assumption that cannot be.
     """
     if not isinstance(name, str) or name not in FIGURES:
-        raise unknown("quantity", name, FIGURES, "`selkey claims --quantities` shows all")
+        raise unknown_of_many("quantity", name, FIGURES, "`selkey claims --quantities` shows all")
     if not isinstance(parameters, dict):
         raise ValueError(f"{name}: parameters must be a mapping such as {{context: 32k}}; got {parameters!r}")
     function = FIGURES[name]
@@ -115,7 +126,7 @@ def evaluate(name, parameters):
             raise unknown(f"parameter of {name}", key, expected, "it takes " + ", ".join(expected))
         try:
             read[key] = expected[key].annotation(value)
-        except ValueError as problem:
+        except (ValueError, OverflowError) as problem:
             raise ValueError(f"{name}: {key}: {problem}") from None
     missing = [key for key, one in expected.items() if key not in read and one.default is one.empty]
     if missing:
@@ -139,7 +150,7 @@ def number(value):
     """A positive number, "3.14e23" too (YAML reads an exponent without a sign as text)."""
     try:
         read = None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         read = None
     if read is None or not 0 < read < float("inf"):
         raise ValueError(f"expected a positive number; got {value!r}")

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from selkey.bench import strict_yaml
 from selkey.bench.nearest import unknown
 from selkey.bench.quantities import Quantity, evaluate
-from selkey.bench.quantity import number, unit_of, with_unit
+from selkey.bench.quantity import number, plain, unit_of, with_unit
 
 BOUNDS = ("value", "range", "at_least", "at_most")
+# what "~" means in a claimed figure, whatever the figure: ~60 holds from 54 to 66. People say "about" of numbers rounded to one or two
+# digits, and a figure of two digits is off by a twentieth at most each way for either; one tenth for all, so that none can be tuned
+ABOUT = 0.10
 
 
 class BrokenFile(ValueError):
@@ -25,14 +27,16 @@ class Figure:
     """A claimed or published figure: an interval in a unit.
 
     Attributes:
-        text: as it was stated, such as "3 to 5 GB".
+        text: as it was stated, such as "~3 to ~5 GB".
         low, high: what agrees lies between, tolerance included.
+        tolerance: how far off may be, in words: "±10 %, for ~", "±0.0005 GB, as written", "±2 %", "none".
     """
 
     text: str
     unit: str
     low: float
     high: float
+    tolerance: str = "none"
 
     def holds(self, value):
         return self.low <= value <= self.high
@@ -40,24 +44,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Case:
-    """One set of assumptions and what follows from it, in the unit of the statement."""
+    """One set of assumptions and what follows from it, in the unit of the statement.
+
+    Attributes:
+        interval: (low, high) of a measurement that is uncertain; None: the value is taken as it is.
+    """
 
     name: str
     quantity: Quantity
+    interval: tuple[float, float] | None = None
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; the last one would silently win."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def agrees(self, figure):
+        """Whether it agrees with a figure; None where the interval reaches over a bound, so that it decides nothing."""
+        if self.interval is None:
+            return figure.holds(self.quantity.value)
+        low, high = self.interval
+        if figure.low <= low and high <= figure.high:
+            return True
+        return False if high < figure.low or low > figure.high else None
 
 
 def read(path, key, parse):
@@ -72,13 +76,9 @@ def read(path, key, parse):
     """
     path = Path(path)
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as problem:
-        raise BrokenFile([f"{path}: cannot be read: {problem.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise BrokenFile([f"{path}: is not UTF-8 text"]) from None
-    except yaml.YAMLError as problem:
-        raise BrokenFile([f"{path}{_place(problem)}: {_what(problem)}"]) from None
+        document = strict_yaml.load(path)
+    except ValueError as problem:
+        raise BrokenFile([str(problem)]) from None
     if not isinstance(document, dict) or not isinstance(document.get(key), list) or not document[key]:
         raise BrokenFile([f"{path}: expected a list under {key!r} at the top"])
     problems = [f"{path}: {unknown('key', other, [key])}" for other in document if other != key]
@@ -115,28 +115,36 @@ def check_keys(entry, required, optional):
 def read_figure(entry):
     """The `Figure` of an entry: one of value, range, at_least and at_most, with unit and tolerance.
 
-    A tolerance is a share of the bound, such as 0.05 or "5%".
+    A tolerance is a share of the bound, such as 0.05 or "5%". Without one a figure holds to the digits in which it was written; written
+    with "~" it holds to `ABOUT` of itself, and takes no other tolerance.
     """
     given = [bound for bound in BOUNDS if bound in entry]
     if len(given) != 1:
         raise ValueError(f"expected one of {', '.join(BOUNDS)}; got {' and '.join(given) or 'none'}")
     unit = entry.get("unit")
     unit_of(unit)
-    tolerance = _tolerance(entry.get("tolerance", 0))
     bound, stated = given[0], entry[given[0]]
-    if bound == "range":
-        if not isinstance(stated, list) or len(stated) != 2:
-            raise ValueError(f"range must be [low, high]; got {stated!r}")
-        low, high = (_bound("range", end) for end in stated)
-        if low > high:
-            raise ValueError(f"range must rise; got {stated!r}")
-        text = with_unit(f"{stated[0]} to {stated[1]}", unit)
+    if bound == "range" and (not isinstance(stated, list) or len(stated) != 2):
+        raise ValueError(f"range must be [low, high]; got {stated!r}")
+    ends = [_bound(bound, end) for end in (stated if bound == "range" else [stated])]
+    (low, high), is_about = (ends[0][0], ends[-1][0]), any(about for _, about, _ in ends)
+    if low > high:
+        raise ValueError(f"range must rise; got {stated!r}")
+    if is_about and "tolerance" in entry:
+        raise ValueError(f"a figure with ~ holds to {100 * ABOUT:g} %; leave out the tolerance, or the ~")
+    words = [_words(end) for end in (stated if bound == "range" else [stated])]
+    text = {"at_least": "at least ", "at_most": "at most "}.get(bound, "") + with_unit(" to ".join(words), unit)
+    if is_about or "tolerance" in entry:
+        share = ABOUT if is_about else _tolerance(entry["tolerance"])
+        below, above = share * abs(low), share * abs(high)
+        tolerance = f"±{100 * share:.4g} %" + (", for ~" if is_about else "") if share else "none"
     else:
-        low = high = _bound(bound, stated)
-        text = {"value": "", "at_least": "at least ", "at_most": "at most "}[bound] + with_unit(str(stated), unit)
-    low = float("-inf") if bound == "at_most" else low - tolerance * abs(low)
-    high = float("inf") if bound == "at_least" else high + tolerance * abs(high)
-    return Figure(text, unit, low, high)
+        below = above = min(digit for _, _, digit in ends)
+        tolerance = f"±{_digits(below)} {unit}, as written".replace(" exponent", "").replace(" x,", " ×,")
+    # half a digit is held to the last bit, so that 4.2945 is 4.295 as it is on paper
+    low = float("-inf") if bound == "at_most" else low - below * (1 + 1e-9)
+    high = float("inf") if bound == "at_least" else high + above * (1 + 1e-9)
+    return Figure(text, unit, low, high, tolerance)
 
 
 def read_case(name, parameters, given, quantity, unit):
@@ -184,19 +192,20 @@ def _tolerance(stated):
 
 
 def _bound(name, stated):
+    """(number, whether it was written with ~, half of its last digit)."""
+    is_about = isinstance(stated, str) and stated.startswith("~")
+    figure = stated.removeprefix("~") if is_about else stated
     try:
-        return 0.0 if stated == 0 and not isinstance(stated, bool) else number(stated)
+        value = 0.0 if figure == 0 and not isinstance(figure, bool) else number(figure)
     except ValueError:
-        raise ValueError(f"{name} must be a number that is not negative; got {stated!r}") from None
+        raise ValueError(f"{name} must be a number that is not negative; got {_words(stated)}") from None
+    return value, is_about, strict_yaml.half_a_digit(figure)
 
 
-def _place(problem):
-    mark = getattr(problem, "problem_mark", None)
-    return "" if mark is None else f", line {mark.line + 1}"
+def _words(stated):
+    """A number as it was written, in full: ~1287, 4.0."""
+    return str(getattr(stated, "text", stated))[:60]
 
 
-def _what(problem):
-    said = getattr(problem, "problem", None) or str(problem).splitlines()[0]
-    begin = getattr(problem, "context_mark", None)
-    within = "" if begin is None else f", {problem.context} that begins in line {begin.line + 1}"
-    return f"is not YAML that can be read: {said}{within}"
+def _digits(number):
+    return f"{number:g}" if 1e-9 < number < 1e10 else plain(number)

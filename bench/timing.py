@@ -11,6 +11,7 @@ from math import comb
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from selkey.bench import timers
 
@@ -20,6 +21,14 @@ MAX_SAMPLES = 60
 CONVERGED_WIDTH = 0.05
 _WARM_BATCH, _SETTLED = 5, 0.03
 _SMALLEST_FLUSH = {"cpu": 64 * 2**20, "cuda": 2**30}
+
+# How many times slower a flushed read is at least. Rows in random order wait for each miss: seen on a CPU are 3 to 10, without a
+# flush 0.9 to 1.1.
+COLD_FACTOR = {"cpu": 1.5, "cuda": 1.2}
+_PROOF_PAIRS = 9
+_PROBE_ROW_BYTES = 64
+# sums made at once: on a CPU one, in one thread, since threads that wait for each other on a busy machine drown the difference
+_PROBE_BAGS = {"cpu": 1, "cuda": 64}
 
 
 class Clock:
@@ -32,6 +41,7 @@ class Clock:
 
     Attributes:
         timer: the name for the record: "cuda_graph", "profiler", "cuda_events" or "perf_counter".
+        cache_mode: the name for the record: "cold" where `cold_proof` shows it, else "unproven".
 
     Raises:
         ValueError: a timer that does not fit the device.
@@ -44,6 +54,7 @@ class Clock:
         factor = 2 if device == "cuda" else 4
         self.flush_bytes = max(factor * (cache_bytes or 0), _SMALLEST_FLUSH[device])
         self._buffer = torch.ones(self.flush_bytes // 4, device=device)
+        self._proof = None
 
     def flush(self):
         """Fill the caches with something else: by reading on a CPU (a dirty cache would be written back later, in the
@@ -62,19 +73,51 @@ class Clock:
         return self._timer.time_us(call, self.flush if cold else None)
 
     def cold_proof(self):
-        """Read a buffer of a quarter of the cache right after itself and after a flush: the second has to be slower.
+        """Does the flush empty the cache? A probe of a sixteenth of it, at most 8 MiB, is read in random order, once after a flush
+        and once after a flush and two reads: the first has to be slower by `COLD_FACTOR`.
+
+        The same flush lies in front of both, so that launches and clocks weigh on both alike; the two take turns, and the ratio is the
+        median over the turns, so that a disturbance has to hit most of them. Measured once for a clock.
 
         Returns:
-            dict: probe_bytes, warm_us, flushed_us (medians of 7), ratio, flush_bytes.
+            dict: probe_bytes, warm_us, flushed_us (medians), ratio, factor, is_cold (whether the ratio reaches the factor), flush_bytes.
         """
-        probe = torch.ones(min(self.flush_bytes // 16, 8 * 2**20) // 4, device=self.device)
-        read = probe.sum
+        if self._proof is None:
+            self._proof = self._proven()
+        return self._proof
+
+    @property
+    def cache_mode(self):
+        return cache_mode(self.cold_proof())
+
+    def _proven(self):
+        bags = _PROBE_BAGS[self.device]
+        rows = max(bags, min(self.flush_bytes // 64, 8 * 2**20) // _PROBE_ROW_BYTES)
+        probe = torch.ones(rows, _PROBE_ROW_BYTES // 4, device=self.device)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(rows)).to(self.device)
+        starts = torch.arange(0, rows, rows // bags, device=self.device)
+
+        def read():
+            return F.embedding_bag(order, probe, starts, mode="sum")
+
+        def flush_and_read():
+            self.flush()
+            read()
+            read()
+
         read()
-        warm = float(np.median([self.time_us(read, cold=False) for _ in range(7)]))
-        flushed = float(np.median([self.time_us(read) for _ in range(7)]))
+        pairs = [[self._timer.time_us(read, before) for before in (flush_and_read, self.flush)] for _ in range(_PROOF_PAIRS)]
+        warm, flushed = (float(np.median(times)) for times in zip(*pairs, strict=True))
+        ratio, factor = float(np.median([flushed / warm for warm, flushed in pairs])), COLD_FACTOR[self.device]
         return {
-            "probe_bytes": probe.nbytes, "warm_us": warm, "flushed_us": flushed, "ratio": flushed / warm, "flush_bytes": self.flush_bytes,
+            "probe_bytes": probe.nbytes, "warm_us": warm, "flushed_us": flushed, "ratio": ratio, "factor": factor,
+            "is_cold": ratio >= factor, "flush_bytes": self.flush_bytes,
         }  # fmt: skip
+
+
+def cache_mode(proof):
+    """What a record may say of the cache after a `Clock.cold_proof`: "cold" or "unproven"."""
+    return "cold" if proof["is_cold"] else "unproven"
 
 
 def warm_up(clock, call, seconds):

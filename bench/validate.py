@@ -1,7 +1,8 @@
 """Published figures that the cost model has to reproduce, each within a tolerance whose reason is given.
 
-A published rate depends on how much of the bandwidth the software reached. Where a quantity takes an `efficiency`, the roof is computed as
-well, and with it which efficiencies would reproduce the figure. A figure that is not reproduced is kept with `expect: miss` and the reason.
+A test of the model starts from a preset; what is a product of the source's own numbers is "arithmetic", and a measurement that a constant
+of the model was taken from is "calibration": neither counts. A measured rate is judged with the efficiency that `selkey model` assumes, and
+no other; the roof says which efficiency would reproduce it. A figure that is not reproduced is kept with `expect: miss` and the reason.
 """
 
 import inspect
@@ -11,10 +12,12 @@ from pathlib import Path
 from selkey.bench import statements
 from selkey.bench.nearest import unknown
 from selkey.bench.quantities import FIGURES, Quantity, evaluate
+from selkey.bench.quantity import number
 from selkey.bench.statements import Figure
 
 PUBLISHED = Path(__file__).parent / "data" / "published.yaml"
-KINDS = ("memory", "operations", "speed", "training", "energy")
+TESTS = ("memory", "operations", "speed", "training", "energy")
+KINDS = (*TESTS, "arithmetic", "calibration")
 
 _REQUIRED = ("id", "kind", "source", "quantity", "parameters", "value", "unit", "tolerance", "because")
 
@@ -44,6 +47,11 @@ class Published:
     efficiencies: tuple[float, float] | None
 
     @property
+    def is_test(self):
+        """Whether the cost model is what is tested."""
+        return self.kind in TESTS
+
+    @property
     def ratio(self):
         return self.predicted.value / self.value
 
@@ -68,8 +76,10 @@ def read(path=PUBLISHED):
 def as_json(one):
     """A comparison as JSON."""
     return {
-        "id": one.id, "kind": one.kind, "source": one.source, "published": one.value, "predicted": one.predicted.value,
-        "unit": one.predicted.unit, "ratio": one.ratio, "low": one.figure.low, "high": one.figure.high, "reproduced": one.is_reproduced,
+        "id": one.id, "kind": one.kind, "is_test": one.is_test, "source": one.source, "published": one.value,
+        "predicted": one.predicted.value,
+        "unit": one.predicted.unit, "ratio": one.ratio, "low": one.figure.low, "high": one.figure.high, "tolerance": one.figure.tolerance,
+        "reproduced": one.is_reproduced,
         "expect": "hit" if one.is_hit_expected else "miss", "ok": one.is_ok, "efficiencies": one.efficiencies,
         "arithmetic": one.predicted.arithmetic, "because": one.because,
     }  # fmt: skip
@@ -82,11 +92,10 @@ def _published(entry):
     expect = entry.get("expect", "hit")
     if expect not in ("hit", "miss"):
         raise unknown("expectation", expect, ("hit", "miss"))
-    figure = statements.read_figure(entry)
-    if float(entry["value"]) == 0:
-        raise ValueError("value must be a positive number; got 0")
+    figure, value = statements.read_figure(entry), number(entry["value"])
     if not (isinstance(entry["because"], str) and entry["because"].strip()):
         raise ValueError("because must say why the tolerance is what it is")
+    _check_kind(entry)
     predicted = evaluate(entry["quantity"], entry["parameters"]).to(figure.unit)
     efficiencies = None
     if "efficiency" in inspect.signature(FIGURES[entry["quantity"]]).parameters:
@@ -97,9 +106,20 @@ def _published(entry):
         entry["kind"],
         entry["source"],
         figure,
-        float(entry["value"]),
+        value,
         predicted,
         entry["because"],
         expect == "hit",
         efficiencies,
     )
+
+
+def _check_kind(entry):
+    """Raises ValueError where a row that counts does not test the model, or tests it with an efficiency of its own."""
+    kind, parameters = entry["kind"], entry["parameters"]
+    if kind not in TESTS or not isinstance(parameters, dict):
+        return
+    if "model" not in parameters:
+        raise ValueError(f"kind {kind!r} tests the cost model and needs a quantity of a model; a product of given numbers is 'arithmetic'")
+    if "efficiency" in parameters:
+        raise ValueError("a rate is judged with the efficiency that `selkey model` assumes; leave out the efficiency")

@@ -147,7 +147,17 @@ def test_interruption_before_anything_leaves_no_file(small, tmp_path, monkeypatc
 def test_measure_and_the_file_share_their_figures(small):
     clock = timing.Clock("cpu", None)
     found = ceilings.measure(clock, ["fp32"], seconds=0.1)
-    assert {"read_gbps", "read_by", "reads_gbps", "copy_gbps", "working_set_bytes", "matrix_tflops", "matrix_size", "how"} == set(found)
+    assert {
+        "read_gbps",
+        "read_by",
+        "reads_gbps",
+        "read_gbps_range",
+        "copy_gbps",
+        "working_set_bytes",
+        "matrix_tflops",
+        "matrix_size",
+        "how",
+    } == set(found)
     assert found["read_gbps"] == max(found["reads_gbps"].values()) and found["matrix_size"]["fp32"] in (32, 64)
     measurement = ceilings.Measurement(clock, ["fp32"], seconds=0.1)
     measurement.run(lambda *_: None)
@@ -156,9 +166,36 @@ def test_measure_and_the_file_share_their_figures(small):
 
 
 GOOD = {
-    "schema_version": "1.0", "time": "2026-01-01", "uid": "1", "env": {}, "read_gbps": 30.0, "copy_gbps": 20.0, "matrix_tflops": {},
-    "curves": {},
+    "schema_version": "1.0", "time": "2026-01-01", "uid": "1", "env": {"device": "Test"}, "read_gbps": 30.0, "copy_gbps": 20.0,
+    "matrix_tflops": {"bf16": 1.0},
+    "curves": {"read": [[32768, 40.0]], "copy": [], "matrix": {"bf16": []}, "gather": {"cold": [[64, 3.0]], "warm": []}},
 }  # fmt: skip
+
+
+def test_the_range_of_the_rounds_stands_beside_the_best(small, monkeypatch):
+    clock = timing.Clock("cpu", None)
+    speeds = iter([10.0] * 5 + [40.0] * 5 + [20.0] * 5)  # four reads and a copy a round
+
+    def best_us(clock, call, seconds, at_least):
+        return 2**18 / 1e3 / next(speeds)
+
+    monkeypatch.setattr(ceilings, "best_us", best_us)
+    found = ceilings._bandwidth(clock, 1.0)
+    assert found["read_gbps"] == pytest.approx(40.0) and found["read_gbps_range"] == pytest.approx([10.0, 40.0])
+    assert found["copy_gbps"] == pytest.approx(40.0) and found["reads_gbps"]["matvec"] == pytest.approx(20.0)
+    assert ceilings.spread_note(found) == ", rounds from 10 to 40 GB/s"
+    assert ceilings.spread_note({"read_gbps_range": [33.0, 40.0]}) == ceilings.spread_note({}) == ""
+    # what the curves find beyond the caches belongs to it
+    measurement = ceilings.Measurement(clock, ["fp32"], seconds=0.1)
+    measurement.singles = found
+    measurement._raise({"sum": 50.0})
+    measurement._raise({"sum": 5.0})
+    assert measurement.singles["read_gbps"] == 50.0 and measurement.singles["read_gbps_range"] == [5.0, 50.0]
+
+
+def test_the_help_names_who_takes_the_file():
+    text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert "model, fit and train-cost commands take the file with --ceilings FILE" in text and "plot and report draw it" in text
 
 
 def test_digest_is_of_the_content_without_the_time(tmp_path):
@@ -177,6 +214,16 @@ def test_digest_is_of_the_content_without_the_time(tmp_path):
         ("[1, 2]", "no schema_version"),
         (json.dumps(GOOD | {"schema_version": "2.0"}), "has schema version 2.0, expected 1.0"),
         (json.dumps({name: value for name, value in GOOD.items() if name != "curves"}), "it lacks curves"),
+        (json.dumps(GOOD | {"curves": None}), "it has no curves"),
+        (json.dumps(GOOD | {"curves": {}}), "its curves lack matrix"),
+        (json.dumps(GOOD | {"curves": GOOD["curves"] | {"read": None}}), "its curve read is no list of points"),
+        (json.dumps(GOOD | {"curves": GOOD["curves"] | {"gather": {"cold": [[64]]}}}), "its curve gather cold is no list of points"),
+        (json.dumps(GOOD | {"curves": GOOD["curves"] | {"gather": {"hot": []}}}), "neither cold nor warm"),
+        (json.dumps(GOOD | {"env": {}}), "its env does not name the device"),
+        (json.dumps(GOOD | {"read_gbps": float("nan")}), "its read_gbps is no bandwidth"),
+        (json.dumps(GOOD | {"copy_gbps": "fast"}), "its copy_gbps is no bandwidth"),
+        (json.dumps(GOOD | {"matrix_tflops": [1.0]}), "its matrix_tflops are no rates"),
+        (json.dumps(GOOD | {"time": None}), "its time is no text"),
     ],
 )
 def test_bad_files_get_one_line(tmp_path, text, complaint):

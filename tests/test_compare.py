@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from selkey.bench import compare, compare_live, timing
+from selkey.bench import compare, compare_live, records, timing
 from selkey.bench.commands.compare import compare as command
 from selkey.bench.commands.compare import parse_share
 from selkey.bench.compare import FASTER, FEW, SAME, SLOWER, Pair
@@ -68,10 +69,14 @@ def test_thresholds(text, share):
 
 
 def row(case, impl, samples, uid="run", device="cpu", nbytes=100, **time):
+    block = records.case_block(Case("decode", 4, 2, 2, 32, 32, 256, 32)) | {"cfg_id": case, "workload": case.split("-")[0]}
     return {
-        "schema_version": "1.0", "run": {"uid": uid}, "env": {"device": device}, "case": {"cfg_id": case, "workload": case.split("-")[0]},
-        "impl": {"name": impl}, "status": {"state": "ok", "reason": None}, "time": {"samples_us": samples, **time},
-        "mem": {"total_bytes": nbytes},
+        "schema_version": "1.0", "origin": "measured", "run": {"uid": uid, "time": "2026-01-01", "seed": 0}, "env": {"device": device},
+        "case": block, "impl": {"name": impl}, "status": {"state": "ok", "reason": None},
+        "time": {
+            "samples_us": samples, "n": len(samples), "t_us": dict.fromkeys(("min", "p10", "p50", "p90", "max"), samples[0]), **time,
+        },
+        "mem": {"total_bytes": nbytes, "input_bytes": 50, "predicted_bytes": 100},
     }  # fmt: skip
 
 
@@ -99,11 +104,34 @@ def test_records_of_two_runs(tmp_path):
     assert (
         "not interleaved: different runs" in result.output and "1 of 4 rows were measured while the machine was throttled" in result.output
     )
-    assert "line 3 is not a record and was left out" in result.output
+    assert "b.jsonl: line 3 is " in result.output and "left out" in result.output
     assert "geometric mean of B / A over 2 cases: 1.140" in result.output
     assert run(a, b, "--threshold", "40%").exit_code == 0
     assert run(b, a).exit_code == 0  # faster is no failure
     assert run(a, b, "--workload", "real").exit_code == 2
+
+
+BROKEN = [
+    {"case": {"workload": "decode"}}, {"case": None}, {"case": "decode-1"}, {"impl": None}, {"impl": {"name": 3}}, {"impl": "selkey"},
+    {"run": {}}, {"run": None}, {"env": {}}, {"env": "cpu"}, {"status": None}, {"status": "ok"},
+    {"time": None}, {"time": -1}, {"time": {"samples_us": "fast"}}, {"time": {"samples_us": [1.0, None]}}, {"time": {"samples_us": [0.0]}},
+    {"time": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+def test_rows_that_are_not_whole_are_left_out(broken):
+    steady = [100.0 + i % 3 for i in range(12)]
+    whole, block = row("decode-1", "selkey", steady), next(iter(broken))
+    other = row("decode-2", "selkey", steady) | broken
+    less = {name: content for name, content in other.items() if name != block}
+    pairs, notes = compare.from_records([whole, other, less], [whole, other, less])
+    assert [pair.name for pair in pairs] == ["decode-1 selkey"] and notes == []
+    for nbytes in (None, "many", -1, True):
+        unweighed = row("decode-2", "selkey", steady, nbytes=nbytes)
+        assert [pair.name for pair in compare.from_records([whole, unweighed], [whole, unweighed], metric="memory")[0]] == [
+            "decode-1 selkey"
+        ]
 
 
 def test_implementations_of_one_run_are_pairs(tmp_path):
@@ -162,8 +190,12 @@ def tiny(monkeypatch):
 
 def test_implementations_measured_now(tiny):
     result = run("sdpa", "selkey", "--seconds", "0.2", "--device", "cpu")
-    assert result.exit_code in (0, 1) and "cold cache, perf_counter" in result.output, result.output
-    assert result.output.count(" to ") == 3 and "geometric mean of B / A over 2 cases" in result.output
+    assert result.exit_code in (0, 1) and re.search("cache.*, perf_counter", result.output), result.output
+    assert (
+        result.output.count(" (") == 1
+        and len(re.findall(r"\d to \d", result.output)) == 3
+        and "geometric mean of B / A over 2 cases" in result.output
+    )
     same = run("selkey", "selkey", "--seconds", "0.2", "--threshold", "300%", "--workload", "decode")
     assert same.exit_code == 0 and "prefill" not in same.output
 
@@ -203,6 +235,42 @@ def test_a_checkout_that_cannot_be_imported_is_an_error(tiny, tmp_path):
     (broken / "python" / "selkey" / "__init__.py").write_text("import no_such_module\n")
     result = run(str(broken), str(ROOT), "--seconds", "0.2")
     assert result.exit_code == 2 and "ModuleNotFoundError: No module named 'no_such_module'" in result.output
+
+
+def answering(monkeypatch, tmp_path, then):
+    """A process of a checkout that is ready, reads a message and then does something else."""
+    stub = tmp_path / "stub.py"
+    stub.write_text(f"import sys, time\nprint('{{}}', flush=True)\nsys.stdin.readline()\n{then}\n")
+    monkeypatch.setattr(compare_live.compare_worker, "__file__", str(stub))
+    return compare_live.Worker(ROOT, SimpleNamespace(device="cpu", timer="perf_counter", flush_bytes=4))
+
+
+def test_a_checkout_that_hangs_is_ended(monkeypatch, tmp_path):
+    with answering(monkeypatch, tmp_path, "time.sleep(600)") as worker:
+        worker.wait_until_ready()
+        monkeypatch.setattr(compare_live, "PATIENCE", 0.2)
+        with pytest.raises(ValueError, match=r"gave no answer for 0.2 s and was ended$"):
+            worker.time_us()
+        assert worker.process.wait(5) != 0
+        monkeypatch.setattr(compare_live, "PATIENCE", 600.0)
+        with pytest.raises(ValueError, match="and was ended"):  # at once, for the cases that are left
+            worker.time_us()
+
+
+def test_a_checkout_that_dies_says_its_last_words(monkeypatch, tmp_path):
+    with answering(monkeypatch, tmp_path, "sys.exit('out of something')") as worker:
+        worker.wait_until_ready()
+        with pytest.raises(ValueError, match="its process ended: out of something"):
+            worker.time_us()
+
+
+def test_what_fails_while_it_is_timed_is_not_compared(tiny, monkeypatch):
+    def samples(turns, seconds):
+        raise RuntimeError("the call is shorter than the noise of the flush before it")
+
+    monkeypatch.setattr(compare_live, "_samples", samples)
+    result = run("sdpa", "selkey", "--seconds", "0.2", "--workload", "decode")
+    assert result.exit_code == 2 and "RuntimeError: the call is shorter" in result.output and "not compared" in result.output
 
 
 def test_a_checkout_brings_its_own_kernels(tmp_path):

@@ -11,53 +11,96 @@ from selkey.bench import throttle, timers, timing
 
 
 class PretendedCuda:
-    """A timeline in microseconds: work adds to it at once, or to the graph that is being captured."""
+    """A host and streams on a timeline in microseconds: work is done in the order of its stream, some time after it was launched.
+
+    Attributes:
+        host: what the host's clock says.
+        log: names in the order of their launches, or of their capture.
+        kernels: (name, begin, end) of what ran.
+    """
+
+    LAUNCH = 5.0
 
     def __init__(self):
-        self.now, self.capturing, self.log = 0.0, None, []
+        self.host, self.capturing, self.log, self.kernels, self.captures = 0.0, None, [], [], 0
+        self.main = self.current = SimpleNamespace(end=0.0)
+        self.streams = [self.main]
 
     def work(self, name, microseconds):
         def call():
+            self.log.append(name)
             if self.capturing is None:
-                self.now += microseconds
-                self.log.append(name)
+                self._launch([(name, microseconds)])
             else:
                 self.capturing.append((name, microseconds))
 
         return call
 
+    def _launch(self, work):
+        self.host += self.LAUNCH
+        for name, microseconds in work:
+            begin = max(self.host, self.current.end)
+            self.current.end = begin + microseconds
+            self.kernels.append((name, begin, self.current.end))
+
     def Event(self, enable_timing):  # noqa: N802, a name of torch.cuda
-        event = SimpleNamespace(synchronize=lambda: None)
-        event.record = lambda: setattr(event, "at", self.now)
-        event.elapsed_time = lambda other: (other.at - event.at) / 1e3
+        event = SimpleNamespace()
+
+        def elapsed_time(other):
+            if self.host < max(event.at, other.at):
+                raise RuntimeError("both events must be completed")
+            return (other.at - event.at) / 1e3
+
+        event.record = lambda: setattr(event, "at", max(self.host, self.current.end))
+        event.synchronize = lambda: setattr(self, "host", max(self.host, event.at))
+        event.elapsed_time = elapsed_time
         return event
 
     def CUDAGraph(self):  # noqa: N802
         graph = SimpleNamespace(work=[])
-
-        def replay():
-            self.now += sum(microseconds for _, microseconds in graph.work)
-
-        graph.replay = replay
+        graph.replay = lambda: self._launch(graph.work)
         return graph
 
     @contextmanager
     def graph(self, graph):
-        self.capturing = graph.work
+        assert all(stream.end <= self.main.end for stream in self.streams), "work of another stream has not been waited for"
+        self.capturing, self.captures = graph.work, self.captures + 1
         yield
         self.capturing = None
 
     @contextmanager
     def stream(self, stream):
+        assert stream.end >= self.main.end, "the stream does not wait for what was launched before"
+        self.current = stream
         yield
+        self.current = self.main
 
     def Stream(self):  # noqa: N802
-        return SimpleNamespace(wait_stream=lambda other: None)
+        stream = SimpleNamespace(end=0.0)
+        stream.wait_stream = lambda other: setattr(stream, "end", max(stream.end, other.end))
+        self.streams.append(stream)
+        return stream
 
-    current_stream = Stream
+    def current_stream(self):
+        self.main.wait_stream = lambda other: setattr(self.main, "end", max(self.main.end, other.end))
+        return self.main
 
     def synchronize(self):
-        pass
+        self.host = max(self.host, *(stream.end for stream in self.streams))
+
+
+def test_the_pretended_device_is_late():
+    """What a timer must not do gives a wrong time or an error here."""
+    cuda = PretendedCuda()
+    start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+    start.record()
+    cuda.work("flush", 500.0)()
+    cuda.work("call", 30.0)()
+    end.record()
+    with pytest.raises(RuntimeError, match="must be completed"):
+        start.elapsed_time(end)
+    end.synchronize()
+    assert start.elapsed_time(end) > 0.5 and cuda.kernels == [("flush", 5.0, 505.0), ("call", 505.0, 535.0)]
 
 
 def test_events_leave_the_flush_out():
@@ -65,16 +108,39 @@ def test_events_leave_the_flush_out():
     timer = timers.Events(cuda)
     assert timer.time_us(cuda.work("call", 30.0), cuda.work("flush", 500.0)) == pytest.approx(30.0)
     assert cuda.log == ["flush", "call"]
-    assert timer.time_us(cuda.work("call", 30.0), None) == pytest.approx(30.0) and cuda.log[2:] == ["call"]
+    # nothing in front: the launch is in the time
+    assert timer.time_us(cuda.work("call", 30.0), None) == pytest.approx(35.0) and cuda.log[2:] == ["call"]
 
 
 def test_graph_subtracts_its_flushes():
     cuda = PretendedCuda()
     timer, flush, call = timers.Graph(cuda), cuda.work("flush", 500.0), cuda.work("call", 7.0)
     assert timer.time_us(call, flush) == pytest.approx(7.0)
-    assert cuda.log == ["flush", "flush", "call"]  # each once before it is captured
+    # each once before it is captured
+    assert cuda.log[0] == "flush" and cuda.log[11:13] == ["flush", "call"] and len(cuda.log) == 1 + 10 + 2 + 20
     assert timer.time_us(call, None) == pytest.approx(7.0)
-    assert timer.time_us(cuda.work("nothing", 0.0), flush) > 0
+
+
+def test_a_call_is_captured_once_while_it_lives():
+    cuda = PretendedCuda()
+    timer, flush, call = timers.Graph(cuda), cuda.work("flush", 500.0), cuda.work("call", 7.0)
+    assert [timer.time_us(call, flush) for _ in range(3)] == pytest.approx([7.0] * 3) and cuda.captures == 2
+    launched = len(cuda.log)
+    timer.time_us(call, flush)
+    assert len(cuda.log) == launched  # replayed alone
+    assert timer.time_us(cuda.work("other", 9.0), flush) == pytest.approx(9.0) and cuda.captures == 3
+    assert len(timer._graphs) == 1  # the graph of the other went with it
+    assert timer.time_us(call, cuda.work("other flush", 300.0)) == pytest.approx(7.0) and cuda.captures == 5
+
+
+def test_a_call_lost_in_the_noise_of_its_flush_has_no_time():
+    cuda = PretendedCuda()
+    timer = timers.Graph(cuda)
+    with pytest.raises(RuntimeError, match="shorter than the noise of the flush"):
+        timer.time_us(cuda.work("nothing", 0.0), cuda.work("flush", 500.0))
+    found = iter([10.0, 12.0, 40.0, 15.0])  # graphs with the call and without, the first pair negative: it does not count
+    timer._replayed_us = lambda graph: next(found)
+    assert timer.time_us(cuda.work("short", 1.0), cuda.work("flush", 500.0)) == pytest.approx(2.5)
 
 
 @dataclass(frozen=True)
@@ -120,9 +186,10 @@ def test_profiler_sums_kernels_and_says_when_it_sees_none():
 
     @contextmanager
     def profile(**_):
-        before = len(cuda.log)
+        begin = cuda.host
         yield SimpleNamespace(events=lambda: events)
-        seen.extend(cuda.log[before:])
+        seen.extend(name for name, start, end in cuda.kernels if end > begin and start < cuda.host)
+        assert all(end <= cuda.host for _, _, end in cuda.kernels), "the profile ended before its kernels"
 
     assert timers.Profiler(cuda, profile).time_us(cuda.work("call", 9.0), cuda.work("flush", 500.0)) == 6.5
     assert cuda.log == ["flush", "call"] and seen == ["call"]  # the flush lies before what is profiled
@@ -151,6 +218,50 @@ def test_clock_passes_its_flush(monkeypatch):
     monkeypatch.setattr(clock, "flush", lambda: order.append("flush"))
     assert clock.time_us(lambda: order.append("call")) > 0 and clock.time_us(lambda: order.append("warm"), cold=False) > 0
     assert order == ["flush", "call", "warm"]
+
+
+# The proof that the cache was cold.
+
+
+@pytest.fixture(scope="module")
+def clock():
+    return timing.Clock("cpu", None)
+
+
+def test_a_flush_makes_reading_slower_by_the_factor(clock):
+    proof = clock.cold_proof()
+    assert proof["is_cold"] and clock.cache_mode == "cold" and proof["ratio"] > proof["factor"] == timing.COLD_FACTOR["cpu"]
+    assert proof is clock.cold_proof() and proof["flush_bytes"] == clock.flush_bytes == 64 * proof["probe_bytes"]
+
+
+def test_a_flush_that_does_nothing_is_unproven(clock, monkeypatch):
+    monkeypatch.setattr(clock, "_proof", None)
+    monkeypatch.setattr(clock, "flush", lambda: None)
+    assert clock.cache_mode == "unproven" and not clock.cold_proof()["is_cold"]
+
+
+def test_a_disturbance_of_a_minority_does_not_turn_the_proof(clock, monkeypatch):
+    def judged(pairs):
+        monkeypatch.setattr(clock, "_proof", None)
+        left = [us for pair in pairs for us in pair]
+        monkeypatch.setattr(clock, "_timer", SimpleNamespace(time_us=lambda call, before: left.pop(0)))
+        return clock.cold_proof()["ratio"], clock.cache_mode
+
+    # four of nine warm reads were disturbed, then four of nine reads without a flush
+    assert judged([(10.0, 30.0)] * 5 + [(90.0, 30.0)] * 4) == (3.0, "cold")
+    assert judged([(10.0, 10.0)] * 5 + [(10.0, 90.0)] * 4) == (1.0, "unproven")
+    # a machine that becomes three times slower halfway is no flush
+    assert judged([(10.0, 10.0)] * 4 + [(30.0, 30.0)] * 5) == (1.0, "unproven")
+
+
+def test_both_reads_of_the_proof_lie_behind_the_flush(clock, monkeypatch):
+    order = []
+    monkeypatch.setattr(clock, "_proof", None)
+    monkeypatch.setattr(clock, "flush", lambda: order.append("flush"))
+    read = timing.F.embedding_bag
+    monkeypatch.setattr(timing.F, "embedding_bag", lambda *given, **more: order.append("read") or read(*given, **more))
+    clock.cold_proof()
+    assert order == ["read", *["flush", "read", "read", "read", "flush", "read"] * timing._PROOF_PAIRS]
 
 
 def clock_that_reads(times):

@@ -1,4 +1,4 @@
-"""`selkey ceilings`: what this machine reaches at best, as a file that other commands and figures take."""
+"""`selkey ceilings`: what this machine reaches at best, as a file that predictions and figures take."""
 
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ _QUICK_SECONDS = 5.0
 def ceilings(device, out, seconds, quick, plots):
     """Measure read and copy bandwidth, matrix rates, and gathering over the bytes of a row.
 
-    Other commands take the file with --ceilings FILE in place of a datasheet. Ctrl-C keeps the points measured so far.
+    The model, fit and train-cost commands take the file with --ceilings FILE in place of a datasheet; plot and report draw it. Ctrl-C
+    keeps the points measured so far.
     """
     from rich.console import Console
 
@@ -79,7 +80,9 @@ def _show(found, console):
     for heading, side in (("ceiling", "left"), ("reached", "right"), ("at", "left")):
         table.add_column(heading, justify=side)
     far = module.binary(found["working_set_bytes"])
-    table.add_row("read", f"{found['read_gbps']:,.1f} GB/s", f"working sets from {far}, torch.{found['read_by']}")
+    table.add_row(
+        "read", f"{found['read_gbps']:,.1f} GB/s", f"working sets from {far}, torch.{found['read_by']}{module.spread_note(found)}"
+    )
     table.add_row("copy, read and written", f"{found['copy_gbps']:,.1f} GB/s", f"working sets from {far}")
     for name, seen in found["checks"].items():
         note = f"{seen['ratio']:.1f} times that of DRAM"

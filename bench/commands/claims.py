@@ -7,9 +7,12 @@ import click
 
 
 @click.command(short_help="Reproduced, refuted or conditional?")
-@click.argument("files", metavar="[FILE.yaml …]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", metavar="[FILE.yaml …]", nargs=-1)
 @click.option("--only", multiple=True, metavar="ID", help="Judge this claim alone; repeatable.")
-@click.option("--measure", is_flag=True, help="Measure what some seconds can measure on this machine, beside the records.")
+@click.option("--details", is_flag=True, help="Show the arithmetic of every case, as --only does.")
+@click.option(
+    "--measure", is_flag=True, help="Measure decoding on this machine in rounds, beside the records; never changes the exit code."
+)
 @click.option(
     "--records",
     multiple=True,
@@ -19,35 +22,34 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 @click.option("--quantities", is_flag=True, help="Show what a claim can be about, and leave.")
-def claims(files, only, measure, records, as_json, quantities):
+def claims(files, only, details, measure, records, as_json, quantities):
     """Judge claims: reproduced where every case agrees, refuted where none does, conditional otherwise.
 
     Without a file: all claims of the conversations that selkey was made from. The exit code is 0 whatever the verdicts; 1 where a claim's
-    `expect` disagrees with its verdict, 2 where a file is broken.
+    `expect` disagrees with its verdict (what --measure found is left out), 2 where a file is broken.
     """
     from rich.console import Console
 
     from selkey.bench import claims as module
     from selkey.bench import claims_report, measure_now, measurements
-    from selkey.bench.nearest import unknown
+    from selkey.bench.quantity import unknown_of_many
     from selkey.bench.statements import BrokenFile
 
     console = Console(highlight=False)
     if quantities:
         claims_report.show_quantities(console)
         return
-    found, problems = [], []
-    for path in files or (module.CLAIMS,):
-        try:
-            found += module.read(path)
-        except BrokenFile as broken:
-            problems += broken.problems
-    if problems:
-        click.echo("\n".join(problems), err=True)
-        raise SystemExit(2)
+    if not all(str(path).strip() for path in files):
+        raise click.UsageError("FILE.yaml is empty text; leave it out for the claims that come with selkey")
+    files = {Path(path).resolve(): path for path in map(Path, files)}.values()
+    try:
+        found = module.read(*files)
+    except BrokenFile as broken:
+        click.echo("\n".join(broken.problems), err=True)
+        raise SystemExit(2) from None
     for name in only:
         if name not in [claim.id for claim in found]:
-            raise click.UsageError(str(unknown("claim", name, [claim.id for claim in found])))
+            raise click.UsageError(str(unknown_of_many("claim", name, [claim.id for claim in found], "`selkey list claims` shows all")))
     chosen = [claim for claim in found if not only or claim.id in only]
     try:
         rows, complaints = measurements.committed(records)
@@ -55,16 +57,15 @@ def claims(files, only, measure, records, as_json, quantities):
         raise click.ClickException(str(problem)) from None
     for complaint in complaints:
         click.echo(complaint, err=True)
-    if measure:
-        rows = measure_now.rows(Console(stderr=True, highlight=False)) + rows
-    judged = [module.judge(claim, rows) for claim in chosen]
+    rounds = measure_now.rounds(Console(stderr=True, highlight=False)) if measure else ()
+    judged = [module.judge(claim, rows, rounds) for claim in chosen]
     if as_json:
         for one in judged:
             click.echo(json.dumps(module.as_json(one), ensure_ascii=False))
     else:
-        claims_report.show(judged, console)
+        claims_report.show(judged, console, details or bool(only))
     unexpected = [one for one in judged if not one.is_expected]
     for one in unexpected:
-        click.echo(f"claim {one.claim.id}: expected {one.claim.expect}, found {one.verdict}", err=True)
+        click.echo(f"claim {one.claim.id}: expected {one.claim.expect}, found {one.recorded or one.verdict}", err=True)
     if unexpected:
         raise SystemExit(1)

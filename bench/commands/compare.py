@@ -101,9 +101,10 @@ def _measured(kind, sides, workloads, device, timer, seconds, seed, quick, conso
         raise click.UsageError(f"--workload {sorted(unknown)[0]}: what is measured now is {' or '.join(_WORKLOADS)}")
     chosen = [case for case in compare_live.cases(quick) if not workloads or case.workload in workloads]
     environment = machine.environment(device)
-    pairs, notes = [], []
+    pairs, notes, cache = [], [], ""
     try:
         clock = timing.Clock(device, environment["last_cache_bytes"], timer)
+        cache = "cold cache" if clock.cache_mode == "cold" else "cache not shown to be cold"
         looked = throttle.Watch(device)
         with progress.bar(console) as watch:
             options = {"seconds": seconds, "seed": seed, "watch": watch}
@@ -123,7 +124,7 @@ def _measured(kind, sides, workloads, device, timer, seconds, seed, quick, conso
         notes.append(f"interrupted: {len(chosen) - len(pairs)} cases are missing")
     if environment["busy_cores"] > 0.3:
         notes.append(f"other programs kept {environment['busy_cores']:.1f} cores busy")
-    return pairs, [f"cold cache, {clock.timer}, {environment['device']}", *notes]
+    return pairs, [f"{cache}, {clock.timer}, {environment['device']}", *notes]
 
 
 def _show(pairs, notes, sides, metric, threshold, console):

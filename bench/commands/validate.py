@@ -1,17 +1,18 @@
 """`selkey validate`: does the cost model reproduce what others published?"""
 
 import json
-from pathlib import Path
 
 import click
 
 
 @click.command(short_help="The cost model against published figures.")
-@click.argument("file", metavar="[FILE.yaml]", required=False, type=click.Path(path_type=Path))
+@click.argument("file", metavar="[FILE.yaml]", required=False)
 @click.option("--details", is_flag=True, help="Show sources, arithmetic and the reasons of the tolerances.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def validate(file, details, as_json):
     """Hold the cost model against published figures: memory, operations, rates, training, energy.
+
+    Rates are predicted with the efficiency that `selkey model` assumes. Products of a source's own numbers are shown and not counted.
 
     The exit code is 1 where a figure is not reproduced that should be, or reproduced where a miss is expected; 2 where the file is broken.
     """
@@ -21,6 +22,8 @@ def validate(file, details, as_json):
     from selkey.bench import validate_report
     from selkey.bench.statements import BrokenFile
 
+    if file is not None and not file.strip():
+        raise click.UsageError("FILE.yaml is empty text; leave it out for the figures that come with selkey")
     try:
         found = module.read(file or module.PUBLISHED)
     except BrokenFile as broken:

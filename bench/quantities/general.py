@@ -44,6 +44,12 @@ def quotient(*, of: number, by: number):
     return of / by, f"{plain(of)} / {plain(by)}"
 
 
+@figure("x")
+def compounded(*, of: number, by: number, times: number):
+    """One published figure over another, as often as a doubling is repeated: from 8 to 32 heads are 2 doublings."""
+    return (of / by) ** times, f"({plain(of)} / {plain(by)})^{plain(times)}"
+
+
 def _short(quantity):
     scaled = quantity.to("GB") if quantity.unit == "B" else quantity
     return f"{plain(scaled.value)} {scaled.unit}"

@@ -24,6 +24,13 @@ def bytes_of_answer(*, model: text, context: count, keys: keys = "dense", select
     return context * step, f"{context} steps · {plain(step / 1e6)} MB"
 
 
+@figure("tokens")
+def break_even(*, keys: count, row_bytes: number, selector_bytes: number):
+    """Context from which so many selected keys are fewer bytes than all of them, the selector's reading of every key included."""
+    value = keys * row_bytes / (row_bytes - selector_bytes) if selector_bytes < row_bytes else float("inf")
+    return value, f"{keys} · {plain(row_bytes)} B / ({plain(row_bytes)} − {plain(selector_bytes)} B)"
+
+
 @figure("x")
 def latent_selection_speedup(*, context: count, keys: count, core_flops: number, index_flops: number):
     """Dense over selected operations of one token, where a latent core costs so much a key and an indexer scores every key."""

@@ -2,8 +2,8 @@
 
 from selkey.bench import model_cost, predict
 from selkey.bench.devices import device as device_of
-from selkey.bench.models import model as preset_of
-from selkey.bench.quantity import count, figure, keys, number, plain, share, text
+from selkey.bench.quantities.heads import preset_with
+from selkey.bench.quantity import count, figure, keys, mapping, number, plain, share, text
 
 
 @figure("tok/s")
@@ -24,10 +24,10 @@ def tokens_per_s_at(*, read_gbps: number, read_gb: number, efficiency: share = 1
 @figure("tok/s")
 def decode_tokens_per_s(
     *, model: text, device: text, context: count, batch: count = 1, weight_bits: number = 16, format: text = "bf16", keys: keys = "dense",
-    selector: text = "free", efficiency: share = 0.83, host_us: number = 0.0,
+    selector: text = "free", efficiency: share = predict.EFFICIENCY, host_us: number = 0.0, changes: mapping = None,
 ):  # fmt: skip
     """Decoding with a preset, all sequences together. keys: "dense", a count or a share; efficiency: of the datasheet bandwidth."""
-    chosen, card = preset_of(model), device_of(device)
+    chosen, card = preset_with(model, changes), device_of(device)
     selection = model_cost.Selection.of(keys, selector)
     step = predict.decode_step(
         chosen, card, context=context, batch=batch, weight_bits=weight_bits, format=format, selection=selection, efficiency=efficiency,
@@ -41,7 +41,7 @@ def decode_tokens_per_s(
 @figure("GB/s")
 def bandwidth_from_tokens(*, model: text, tokens_per_s: number, context: count = 1, weight_bits: number = 16, format: text = "bf16"):
     """Bandwidth that a single-stream rate amounts to: what a step reads, without the input embedding, times the rate."""
-    read = sum(model_cost.decode_bytes(preset_of(model), context, 1, weight_bits, format, model_cost.DENSE).values())
+    read = sum(model_cost.decode_bytes(preset_with(model, {}), context, 1, weight_bits, format, model_cost.DENSE).values())
     return read * tokens_per_s / 1e9, f"{plain(read / 1e9)} GB a token · {plain(tokens_per_s)} tok/s"
 
 
@@ -65,7 +65,7 @@ def bytes_of_step(
     selector: text = "free",
 ):  # fmt: skip
     """What one step of decoding reads: weights without the input embedding, cache, selector and lists."""
-    parts = model_cost.decode_bytes(preset_of(model), context, batch, weight_bits, format, model_cost.Selection.of(keys, selector))
+    parts = model_cost.decode_bytes(preset_with(model, {}), context, batch, weight_bits, format, model_cost.Selection.of(keys, selector))
     return sum(parts.values()), " + ".join(f"{name} {plain(value / 1e9)} GB" for name, value in parts.items() if value)
 
 

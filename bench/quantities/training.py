@@ -1,9 +1,9 @@
 """Operations, days, energy, money and memory of a training run."""
 
 from selkey.bench import train_cost, training_memory
-from selkey.bench.models import model as preset_of
 from selkey.bench.nearest import unknown
-from selkey.bench.quantity import count, figure, flag, number, plain, text
+from selkey.bench.quantities.heads import preset_with
+from selkey.bench.quantity import count, figure, flag, mapping, number, plain, text
 
 _HOURS_OF_YEAR = 365.25 * 24
 
@@ -46,9 +46,9 @@ def training_flops(*, parameters: number, tokens: number, recompute: flag = Fals
 
 
 @figure("FLOP")
-def training_flops_per_token(*, model: text, context: count):
+def training_flops_per_token(*, model: text, context: count, changes: mapping = None):
     """Operations of one token of a preset in training, attention included, no recomputation."""
-    value = sum(part.flops for part in train_cost.forward_parts(preset_of(model), context).values())
+    value = sum(part.flops for part in train_cost.forward_parts(preset_with(model, changes), context).values())
     return 3 * value, f"3 · {plain(value / 1e9)} GFLOP forward, {context} tokens a sequence"
 
 
@@ -114,9 +114,9 @@ def run_cost(*, gpus: number, days: number, usd_per_hour: number):
 
 
 @figure("B")
-def stored_activations(*, model: text, context: count, batch: count = 1, recompute: flag = False):
+def stored_activations(*, model: text, context: count, batch: count = 1, recompute: flag = False, changes: mapping = None):
     """What the backward pass of a preset needs of the forward pass; attention stores no scores."""
-    value = training_memory.activations(preset_of(model), context, batch, recompute)
+    value = training_memory.activations(preset_with(model, changes), context, batch, recompute)
     return value, f"{plain(value / context / batch / 1e6)} MB a token · {context} tokens · {batch} sequences"
 
 

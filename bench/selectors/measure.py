@@ -59,7 +59,8 @@ def measure(contexts, k, write, watch, *, environment, seconds, seed, invocation
             if name in samples:
                 summary = timing.summary(samples[name])
                 blocks["time"] = {
-                    "timer": clock.timer, "cache_mode": "cold", "t_us": {q: summary[q] for q in ("min", "p10", "p50", "p90", "max")},
+                    "timer": clock.timer, "cache_mode": clock.cache_mode, "cold_proof": clock.cold_proof(),
+                    "t_us": {q: summary[q] for q in ("min", "p10", "p50", "p90", "max")},
                     "n": summary["n"], "samples_us": [round(sample, 3) for sample in samples[name]],
                 }  # fmt: skip
             impl = {"name": name, "version": env["selkey"], "backend": "cpu", "reads": "metadata"}
