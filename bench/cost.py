@@ -4,8 +4,10 @@ Conventions. A *pair* is one query head of one query with one key. Three byte co
 questions (all include q, out and, for lists, 4-byte indices):
 
     algorithmic  what the mathematics asks for: every row again for every query and list, not deduplicated
-    touched      the same with each row rounded to the sectors that memory delivers (32 B on a GPU, 64 B lines on a CPU)
-    unique       each row once, however many queries read it: the least that DRAM has to deliver to a cold cache
+    touched      the same with each row rounded to the sectors that memory delivers (32 B on a GPU, 64 B lines on a CPU); what lies in
+                 one piece, such as a block of keys, is rounded as one
+    unique       each row once, however many queries read it: the least that DRAM has to deliver to a cold cache, never more than
+                 the sectors of all that is stored
 
 The roof of a call is the larger of unique bytes / read bandwidth and operations / matrix rate.
 """
@@ -101,22 +103,41 @@ def byte_counts(case, reads, unique_rows, sector, format=None):
             None: plain tensors.
     """
     key, value = row_bytes(case, format)
-    fixed = fixed_bytes(case, reads)
+    fixed, stored = fixed_bytes(case, reads), case.batch * case.n_kv_heads * case.context
+    streams = case.n_kv_heads if reads == "all" else max(case.n_list_heads, case.n_kv_heads)
+    asked = case.batch * streams * keys_per_query_head(case, reads) * (key + value)
     if reads == "all":
-        streams, row = case.n_kv_heads, key + value
-        unique_rows = case.batch * case.n_kv_heads * case.context
+        touched, unique = asked, stored * (key + value)
     else:
-        streams, row = max(case.n_list_heads, case.n_kv_heads), sectors_bytes(key, sector) + sectors_bytes(value, sector)
-        if format is not None:
-            # a list for all heads reads the records of a token in one piece
-            joined = case.n_kv_heads if case.n_list_heads == 1 else 1
-            row = sectors_bytes(joined * (key + value), sector) / joined
-    rows = case.batch * streams * keys_per_query_head(case, reads)
+        row = _delivered_bytes(case, key, value, sector, format)
+        # rows that lie behind one another share sectors: no list takes more than a run of all it sees, none of them what is not there
+        whole = sum(-(-stored * part // sector) * sector for part in ((key, value) if format is None else (key + value,)))
+        unique = min(unique_rows * row, whole)
+        touched = asked // (key + value) * row
+        if _is_one_run(case, format):
+            seen = case.batch * streams * keys_per_query_head(case, "all") * (key + value)
+            touched = max(min(touched, seen), unique)
     if case.backward:
         # all of it is read again, with the gradient of out, and every row and query gets a gradient
         fixed = 2 * fixed + 2 * output_bytes(case)
-        row, key, value, unique_rows = 2 * row, 2 * key, 2 * value, 1.5 * unique_rows
-    return ByteCounts(algorithmic=rows * (key + value) + fixed, touched=rows * row + fixed, unique=unique_rows * row + fixed)
+        asked, touched, unique = 2 * asked, 2 * touched, 3 * unique
+    return ByteCounts(algorithmic=asked + fixed, touched=touched + fixed, unique=unique + fixed)
+
+
+def _is_one_run(case, format):
+    """Whether all rows that a list may name lie behind one another: in a cache only those of all KV heads of a token do."""
+    return format is None or case.n_list_heads == 1 or case.n_kv_heads == 1
+
+
+def _delivered_bytes(case, key, value, sector, format):
+    """Bytes delivered for a row of a list, whose block of rows lies in one piece."""
+    if not _is_one_run(case, format):
+        return sectors_bytes(key + value, sector)
+    if format is None:
+        return (sectors_bytes(case.page * key, sector) + sectors_bytes(case.page * value, sector)) / case.page
+    # one list for all heads reads the records of a token together
+    rows = case.page * case.n_kv_heads
+    return sectors_bytes(rows * (key + value), sector) / rows
 
 
 def cache_bytes(case, format=None):

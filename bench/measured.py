@@ -13,7 +13,7 @@ def time_block(clock, cold_proof, samples, more):
     """
     summary = timing.summary(samples)
     return {
-        "timer": clock.timer, "cache_mode": "cold", "cold_proof": cold_proof,
+        "timer": clock.timer, "cache_mode": clock.cache_mode, "cold_proof": cold_proof,
         "t_us": {name: summary[name] for name in ("min", "p10", "p50", "p90", "max")},
         "n": summary["n"], "ci95_us": summary["ci95"], "ci95_rel": summary["ci95_rel"], "converged": summary["converged"],
         "samples_us": [round(sample, 3) for sample in samples],

@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
 from selkey.bench import cost
 from selkey.bench.reproduce import reproduce
+from selkey.bench.whole import lacking
 
 SCHEMA_VERSION = "1.0"
 
@@ -28,7 +29,7 @@ def run_block(invocation, seed):
     """What identifies a run: taken once, shared by its rows."""
     return {
         "uid": uuid.uuid4().hex, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "invocation": invocation, "git": _git_commit(), "seed": seed,
+        "invocation": invocation, "git": git_commit(), "seed": seed,
     }  # fmt: skip
 
 
@@ -62,6 +63,10 @@ def row(run, env, ceilings, case, impl, state, reason=None, format=None, **block
     return {block: (known | blocks).get(block) for block in BLOCKS}
 
 
+class NotWritten(OSError):
+    """A row could not be written; the file ends with the last one that was."""
+
+
 class Writer:
     """Appends rows to a file.
 
@@ -76,37 +81,83 @@ class Writer:
         self.rows = list(rows)
 
     def write(self, record):
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Raises NotWritten, such as on a full disk; half a line is taken back."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        end = None
+        try:
+            # without a buffer, which would try again when the file is closed
+            with self.path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                while line:
+                    line = line[file.write(line) :]
+        except OSError as problem:
+            if end is not None:
+                with suppress(OSError):
+                    os.truncate(self.path, end)
+            raise NotWritten(problem.errno, problem.strerror or str(problem), str(self.path)) from None
         self.rows.append(record)
 
 
+class OtherVersion(ValueError):
+    """A record of another version of the records."""
+
+
 def read(path):
-    """Rows of a JSONL file and what was wrong with the lines left out.
+    """Whole rows of a JSONL file and what was wrong with the lines left out.
 
     Returns:
-        (rows, complaints): complaints are sentences that name the line.
+        (rows, complaints): blocks that a row lacks are None; complaints are sentences that name the line.
 
     Raises:
-        ValueError: the file holds no usable row.
+        ValueError: the file holds no usable row. OSError: it cannot be read.
     """
     rows, complaints = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            version = str(record["schema_version"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            complaints.append(f"line {number} is not a record and was left out")
-            continue
-        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-            complaints.append(f"line {number} has schema version {version}, expected {SCHEMA_VERSION}; left out")
-            continue
-        rows.append(record)
+    for number, row, problem in lines(path):
+        if problem is None:
+            rows.append(row)
+        else:
+            complaints.append(f"line {number} {problem} and was left out")
     if not rows:
         raise ValueError(f"{path} holds no record of `selkey bench`" + (f" ({complaints[0]})" if complaints else ""))
     return rows, complaints
+
+
+def lines(path):
+    """Each line of a file that is not empty: (number, row, None), or (number, None, ValueError that goes on from "line 3 ")."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, parsed(line), None
+            except OtherVersion as problem:
+                yield number, None, problem
+            except ValueError as problem:
+                yield number, None, problem if line.endswith(b"\n") else ValueError("is cut off")
+
+
+def parsed(line):
+    """A line as a whole record. Raises OtherVersion; ValueError for what is no record, or not a whole one."""
+    try:
+        row = json.loads(line, parse_constant=_no_number)
+        version = str(row["schema_version"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # of the first are bytes that are no text and endless integers
+        raise ValueError("is not a record") from None
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise OtherVersion(f"has schema version {version[:20]} instead of {SCHEMA_VERSION}")
+    missing = lacking(row)
+    if missing is not None:
+        raise ValueError(f"is not a whole record ({missing} is missing or of another kind)")
+    return dict.fromkeys(BLOCKS) | row
+
+
+def is_whole(row):
+    """Whether a row has the blocks and fields that readers rely on, of the right kinds."""
+    return lacking(row) is None
+
+
+def _no_number(name):
+    raise ValueError(f"{name} is not JSON")
 
 
 @contextmanager
@@ -122,7 +173,7 @@ def whole_file(path):
         draft.unlink(missing_ok=True)
 
 
-def _git_commit():
+def git_commit():
     """Commit of the source tree this file lies in, with "+changes" where it differs; None outside a repository."""
 
     def git(*words):

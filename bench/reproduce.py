@@ -40,5 +40,5 @@ def _bench(case):
         words += ["--contexts", case.context, "--dtype", case.dtype]
         words += ["--heads", case.n_heads] if case.workload in ("cache", "stream") else []
         words += ["--head-dim", case.head_dim] if case.workload == "stream" else []
-        words += ["--k", case.k] if case.workload in ("prefill", "backward", "parallel", "cache", "blocks", "mla") else []
+        words += ["--k", case.k] if case.workload in ("k_sweep", "prefill", "backward", "parallel", "cache", "blocks", "mla") else []
     return words + (["--implementations", ",".join(case.implementations)] if case.implementations else [])

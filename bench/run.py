@@ -31,6 +31,7 @@ class Plan:
         stream: case whose tokens go through a `selkey.BoundedCache`, or None.
         real_implementations: names for the cases of the real workload; None: its own.
         done: (cfg_id, implementation, seed) → state of rows that are there already, see `selkey.bench.resume`.
+        timer: how calls are timed, see `selkey.bench.timing.Clock`.
     """
 
     environment: dict
@@ -46,6 +47,7 @@ class Plan:
     stream: Case | None = None
     real_implementations: tuple[str, ...] | None = None
     done: dict = field(default_factory=dict)
+    timer: str = "auto"
 
 
 def run(plan, peers, writer, watch):
@@ -76,7 +78,7 @@ class _Run:
             self.watch("everything was measured before", 0, 0, 1.0)
             return
         self.watch("measuring what the machine can do", 0, len(cases), 0.0)
-        self.clock = timing.Clock(plan.device, self.env["last_cache_bytes"])
+        self.clock = timing.Clock(plan.device, self.env["last_cache_bytes"], plan.timer)
         self.cold_proof = self.clock.cold_proof()
         self.ceilings = ceilings.measure(self.clock, sorted({plan.dtype, "fp32"}), seconds=min(4.0, plan.seconds / 10))
         self.ceilings |= {"datasheet": devices.datasheet(self.env["device"])}
@@ -114,7 +116,8 @@ class _Run:
             elif peer.NAME in large:
                 verdict = ("oom_predicted", large[peer.NAME])
             there = self.plan.done.get((case.cfg_id, peer.NAME, self.plan.seed))
-            found[peer.NAME] = None if there == verdict[0] or (there, verdict[0]) == ("ok", "measure") else verdict
+            # what was measured once stays so, whatever fits or is installed now
+            found[peer.NAME] = None if there in ("ok", verdict[0]) else verdict
         return found
 
     def peers_to_measure(self, case):
@@ -136,7 +139,9 @@ class _Run:
         return self.record(case, impl, state, reason, format=None if state == "skip" else room.format_of(peer), **blocks)
 
     def predicted_us(self, case, peer):
-        """What a call will take; asking for it comes on top of the budget."""
+        """What a call will take, None where it is not modelled or where every list is planned; asking comes on top of the budget."""
+        if getattr(peer, "PLANS", False):
+            return None
         begin = time.monotonic()
         us = self.predictor.predict_us(case, peer)
         self.add_time(time.monotonic() - begin)

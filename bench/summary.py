@@ -5,9 +5,9 @@ from collections import Counter
 from rich import box
 from rich.table import Table
 
-from selkey.bench import units
+from selkey.bench import ceiling_file, decode_table, units
 
-_WAYS = {"hidden": "hidden size fixed (head_dim = hidden / heads)", "head_dim": "head_dim fixed"}
+_WAYS = {"hidden": "hidden size fixed (head_dim = hidden / heads)", "head_dim": "head_dim fixed", "kv_heads": "head_dim and KV heads fixed"}
 
 
 def show(rows, console):
@@ -17,13 +17,13 @@ def show(rows, console):
         rows: records of one run.
         console: of rich.
     """
-    if rows:
-        _ceilings(rows[0], console)
+    _ceilings(rows, console)
     single = (_k_sweep(rows), _prefill(rows, "prefill"), _prefill(rows, "backward"), _real(rows))
     for table in (*_decode(rows), *single, *_cache(rows), _stream(rows)):
         if table is not None:
             console.print(table)
     _parallel(rows, console)
+    _convergence(rows, console)
     _troubles(rows, console)
 
 
@@ -37,23 +37,17 @@ def by_case(rows, workload):
 
 
 def _decode(rows):
+    cases = by_case(rows, "decode")
+
+    def cell(together, name):
+        factors = "|".join(_speed_up(together, baseline, name) for baseline in decode_table.BASELINES)
+        return f"{_median(together[name])}\n{factors}"
+
     for fix, way in _WAYS.items():
-        cells, contexts = {}, set()
-        for together in by_case(rows, "decode"):
-            case = _case(together)
-            if fix in case["fix"] and "selkey" in together:
-                contexts.add(case["context"])
-                shape = (case["n_heads"], case["head_dim"], case["k"])
-                factors = "|".join(_speed_up(together, name) for name in ("sdpa", "gather"))
-                cells.setdefault(shape, {})[case["context"]] = f"{_median(together['selkey'])}\n{factors}"
-        columns = sorted(contexts)
-        yield _table(
-            f"one query, {way}: selkey's median; times as fast as dense|gather", "heads", [units.count(context) for context in columns],
-            {
-                f"{n} × {width}\nk {units.count(k)}": [found.get(context, "–") for context in columns]
-                for (n, width, k), found in sorted(cells.items())
-            },
-        )  # fmt: skip
+        here = [together for together in cases if fix in _case(together)["fix"]]
+        names, contexts, lines = decode_table.lines(here, cell)
+        title = f"one query, {way}: {f'median of {names[0]}' if len(names) == 1 else 'median'}; times as fast as dense|gather"
+        yield _table(title, "heads", [units.count(context) for context in contexts], lines)
 
 
 def _k_sweep(rows):
@@ -147,13 +141,26 @@ def _table(title, corner, columns, lines):
     return table
 
 
-def _ceilings(row, console):
-    ceilings = row["ceilings"]
+def _ceilings(rows, console):
+    """Those of the last run, in which the newest rows were measured."""
+    ceilings = next((row["ceilings"] for row in reversed(rows) if row["ceilings"]), None)
+    if ceilings is None:
+        return
     rates = ", ".join(f"{dtype} {units.three_digits(rate)} TFLOP/s" for dtype, rate in ceilings["matrix_tflops"].items())
     console.print(
-        f"measured ceilings: read {units.three_digits(ceilings['read_gbps'])} GB/s, copy {units.three_digits(ceilings['copy_gbps'])} GB/s, "
+        f"measured ceilings: read {units.three_digits(ceilings['read_gbps'])} GB/s{ceiling_file.spread_note(ceilings)}, "
+        f"copy {units.three_digits(ceilings['copy_gbps'])} GB/s, "
         f"matrix product {rates}\n"
     )
+
+
+def _convergence(rows, console):
+    """How many medians are known well, where some are not."""
+    timed = [row["time"].get("converged") for row in rows if row["status"]["state"] == "ok" and row["time"]]
+    timed = [found for found in timed if found is not None]
+    if not all(timed):
+        text = f"~ {timed.count(False)} of {len(timed)} times did not converge: the 95 % interval of their median is wider than ± 5 %"
+        console.print(f"{text}; a longer --time-budget narrows it", style="yellow", markup=False)
 
 
 def _troubles(rows, console):
@@ -174,7 +181,9 @@ def _speed_up(together, baseline, name="selkey"):
 
 
 def _median(row):
-    return units.duration(row["time"]["t_us"]["p50"])
+    """With a mark where it is not known well."""
+    mark = "~" if row["time"].get("converged") is False else ""
+    return mark + units.duration(row["time"]["t_us"]["p50"])
 
 
 def _case(together):

@@ -48,11 +48,11 @@ def cases(sweep):
         (cases, sentences about combinations that cannot be).
 
     Raises:
-        ValueError: a head count that does not divide the hidden size, or no combination that can be.
+        ValueError: no combination can be.
     """
     shapes, impossible = _shapes(sweep)
     if not shapes:
-        raise ValueError(f"--heads and --kv-heads have no combination that can be: {impossible[0]}")
+        raise ValueError(f"nothing of it can be measured: {impossible[0]}")
     names = _names(sweep)
     found = {}
     for context in sweep.contexts:
@@ -73,7 +73,11 @@ def _shapes(sweep):
     for heads in sweep.heads:
         for fix in sweep.fixes:
             wanted = sweep.kv_heads or ((USUAL_KV_HEADS,) if fix == "kv_heads" else (heads,))
-            width = workloads.width_at_hidden(sweep.hidden, heads) if fix == "hidden" else sweep.head_dim
+            try:
+                width = workloads.width_at_hidden(sweep.hidden, heads) if fix == "hidden" else sweep.head_dim
+            except ValueError as problem:
+                impossible.append(f"{heads} heads at --fix hidden: {problem}")
+                continue
             for kv_heads in wanted:
                 if heads % kv_heads:
                     impossible.append(f"{heads} query heads cannot share {kv_heads} KV heads equally")

@@ -120,9 +120,11 @@ def decode_sweep(heads, contexts, ks, *, fix, hidden, head_dim, dtype):
     ]  # fmt: skip
 
 
-def k_sweep(context, *, dtype):
-    """One query of 32 heads over 8 KV heads, head_dim 128, from 64 selected keys to all of them."""
-    ks = [64 * 2**i for i in range(20) if 64 * 2**i < context] + [context]
+def k_sweep(context, *, dtype, ks=None):
+    """One query of 32 heads over 8 KV heads, head_dim 128, from 64 selected keys to all of them, or so many as `ks` says."""
+    if ks is None:
+        ks = [64 * 2**i for i in range(20) if 64 * 2**i < context] + [context]
+    ks = dict.fromkeys(min(k, context) for k in ks)
     return [Case("k_sweep", 32, 8, 8, 128, 128, context, k, dtype=dtype) for k in ks]
 
 

@@ -2,15 +2,34 @@
 
 import json
 import math
+import resource
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from selkey.bench import correctness, cost, gradients, inputs, machine, memory, minilm, plot, records, timing, units, workloads
+from selkey.bench import (
+    correctness,
+    cost,
+    gradients,
+    inputs,
+    machine,
+    memory,
+    minilm,
+    one_case,
+    plot,
+    records,
+    summary,
+    timing,
+    units,
+    workloads,
+)
+from selkey.bench import recorded as recording
 from selkey.bench.cli import main
 from selkey.bench.peers import PEERS
 from selkey.bench.run import Plan, run
@@ -107,6 +126,22 @@ def test_kv_cache_figures_at_32k():
     assert [round(size, 2) for size in sizes] == [4.29, 17.18, 34.36]
     sweep = workloads.decode_sweep((8, 16, 32, 64), (32768,), (2048,), fix=("hidden",), hidden=4096, head_dim=128, dtype="bf16")
     assert {round(32 * cost.cache_bytes(case) / 1e9, 2) for case in sweep} == {17.18}
+
+
+def test_no_more_bytes_than_there_are():
+    # 100 rows of 36 B of each of 2 heads: of one row 64 + 36 − 4 = 96 B are touched, of all of them 2 · 3600 B, in lines 57 · 64
+    odd = replace(DECODE, head_dim=18, v_head_dim=18, k=100)
+    fixed = 4 * 36 * 2 + 2 * 100 * 4
+    found = cost.byte_counts(odd, "selected", 200, 64)
+    assert found.algorithmic == 200 * 72 + fixed and found.unique - fixed == 2 * -(-7200 // 64) * 64 == found.touched - fixed
+    assert cost.byte_counts(odd, "selected", 10, 64).unique == 10 * 2 * 96 + fixed
+    # a block of 16 rows of 36 B lies in one piece of 9 · 64 B
+    blocks = cost.byte_counts(replace(odd, k=32, page=16), "selected", 2 * 32, 64)
+    assert blocks.unique == blocks.touched == blocks.algorithmic
+    # records of int4, 40 B for a token of one head: two heads' 80 B, 64 rows of a whole cache in 80 lines
+    cached = replace(DECODE, n_list_heads=1, head_dim=32, v_head_dim=32, context=64, k=64)
+    found = cost.byte_counts(cached, "selected", 128, 64, "int4")
+    assert found.unique == found.touched == found.algorithmic == 128 * 40 + 2 * 4 * 32 * 2 + 64 * 4
 
 
 # Workloads and lists.
@@ -219,7 +254,8 @@ def test_every_record_is_complete(recorded):
         assert row["correct"]["ok"] and row["correct"]["error_rel_l2"] <= row["correct"]["tolerance"]
         assert row["time"]["n"] == len(row["time"]["samples_us"]) >= timing.MIN_SAMPLES
         assert row["time"]["t_us"]["p50"] == pytest.approx(np.median(row["time"]["samples_us"]), abs=0.01)
-        assert row["time"]["cache_mode"] == "cold" and row["time"]["cold_proof"]["flush_bytes"] > 0
+        proof = row["time"]["cold_proof"]
+        assert row["time"]["cache_mode"] == ("cold" if proof["is_cold"] else "unproven") and proof["flush_bytes"] > 0
         assert row["bytes"]["touched"] >= row["bytes"]["unique"] > 0
         assert row["mem"]["input_bytes"] > 0 and row["mem"]["predicted_bytes"] > row["mem"]["input_bytes"]
         assert row["model"]["frac_of_roof"] == pytest.approx(row["model"]["roof_time_us"] / row["time"]["t_us"]["p50"])
@@ -259,6 +295,115 @@ def test_records_that_are_none(tmp_path):
     path.write_text('{"schema_version": "7.1"}\n')
     result = CliRunner().invoke(main, ["plot", str(path)])
     assert result.exit_code == 1 and "holds no record" in result.output and "schema version 7.1" in result.output
+
+
+def committed(name="records"):
+    return next((Path(records.__file__).parent / "results").glob(f"*/{name}.jsonl"))
+
+
+def whole_row():
+    with committed().open() as file:
+        return next(row for row in map(json.loads, file) if row["case"]["workload"] == "decode")
+
+
+def test_one_bad_line_costs_one_line(tmp_path):
+    row = whole_row()
+    bad = [
+        b"\xff" + json.dumps(row).encode(), b'{"schema_version": ' + b"9" * 5000 + b"}", b"[" * 200_000,
+        *(json.dumps(row | change).encode() for change in ({"env": None}, {"impl": {}}, {"case": {}}, {"time": None}, {"time": {"n": 1}})),
+        json.dumps(row).replace(str(row["time"]["n"]), "NaN").encode(), b"7",
+    ]  # fmt: skip
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(row).encode(), b"", *bad, json.dumps(row).encode() + b"\n"]) + b'{"half')
+    rows, complaints = records.read(path)
+    assert len(rows) == 2 and rows[0] == dict.fromkeys(records.BLOCKS) | row
+    assert [line.split(" ")[1] for line in complaints] == [str(number) for number in [*range(3, 3 + len(bad)), 4 + len(bad)]]
+    assert complaints[3] == "line 6 is not a whole record (env is missing or of another kind) and was left out"
+    assert complaints[-1].endswith("is cut off and was left out")
+
+
+@pytest.mark.parametrize("name", ["records", "backward", "cache", "parallel", "stream", "selection", "selectors", "summaries"])
+def test_committed_records_are_whole(name):
+    rows, complaints = records.read(committed(name))
+    assert rows and not complaints and all(map(records.is_whole, rows))
+
+
+def test_a_full_disk_keeps_whole_lines(tmp_path):
+    writer = records.Writer(tmp_path / "records.jsonl")
+    writer.write({"row": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(records.NotWritten, match="File too large"):
+            writer.write({"row": "x" * 50})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writer.path.read_text() == '{"row": 1}\n' and writer.rows == [{"row": 1}]
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    def measure(writer, watch):
+        writer.write({"row": 1})
+        raise records.NotWritten(28, "No space left on device", str(writer.path))
+
+    with pytest.raises(click.ClickException) as caught:
+        recording.record(measure, summary.show, tmp_path, environment=machine.environment("cpu"), plots=False)
+    assert caught.value.exit_code == 1
+    assert caught.value.message == f"{tmp_path}/records.jsonl cannot be written: No space left on device; 1 rows are kept there"
+
+
+def test_table_tells_rows_apart(capsys):
+    from rich.console import Console
+
+    rows = []
+    wanted = [(1, "selkey", 16), (1, "kv_int4", 16), (2, "selkey", 16), (1, "selkey", 205), (1, "selkey", 410), (1, "selkey", 4096)]
+    for number, (batch, name, k) in enumerate(wanted):
+        context = 8192 if k == 410 else 4096
+        for sizes in ((context, k), (2 * context, k)) if k == 16 else ((context, k),):
+            row = json.loads(json.dumps(whole_row()))
+            row["case"] |= {"n_heads": 8, "n_kv_heads": 2, "n_list_heads": 2, "head_dim": 64, "batch": batch, "fix": ["kv_heads"]}
+            row["case"] |= {"context": sizes[0], "k": k, "k_frac": k / sizes[0], "cfg_id": f"{batch} {sizes}"}
+            row["impl"]["name"], row["time"]["converged"] = name, number > 0
+            row["time"]["t_us"]["p50"] = 1000.0 + number
+            rows.append(row)
+    summary.show(rows, Console(width=120))
+    found = capsys.readouterr().out
+    lines = [line.split() for line in found.splitlines()]
+    assert "head_dim and KV heads fixed" in found and ["8/2", "×", "64", "~1.00", "ms", "~1.00", "ms"] in lines
+    assert [line[:4] for line in lines if "batch" in line] == [["8/2", "×", "64,", "batch"]]
+    assert sum(line[:3] == ["selkey,", "k", "5%"] for line in lines) == 1 and any(line[:3] == ["kv_int4,", "k", "16"] for line in lines)
+    assert any(line[:3] == ["selkey,", "all", "keys"] for line in lines)
+    assert "~ 2 of 9 times did not converge" in found
+
+
+def test_short_calls_have_an_interval_whatever_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr("selkey.bench.run.PATIENCE", 1e9)
+    (row,) = measure(tmp_path, [replace(DECODE, implementations=("selkey",))], seconds=1e-3)
+    assert row["time"]["n"] >= timing.MIN_PAIRS and row["time"]["ci95_us"] is not None
+
+
+def test_times_are_predicted_before_kernels_are_built(tmp_path, monkeypatch):
+    events = []
+
+    class Ready:
+        NAME, READS = "built", "selected"
+        attend = staticmethod(PEERS["selkey"].attend)
+
+    def built(name, **more):
+        def prepare(given):
+            events.append((name, given.k.shape[1]))
+            return Ready()
+
+        return SimpleNamespace(**vars(peer(name, None)) | {"prepare": prepare} | more)
+
+    case = replace(DECODE, context=104, implementations=("built", "planned"))
+    rows = measure(tmp_path, [case], {"built": built("built"), "planned": built("planned", PLANS=True)})
+    assert [row["status"]["state"] for row in rows] == ["ok", "ok"] and [row["model"]["predicted_us"] is None for row in rows] == [
+        False,
+        True,
+    ]
+    # the last that was built is what is timed, and nothing was asked of the one that makes plans
+    assert [n for name, n in events if name == "built"][-1] == 104 and {n for name, n in events if name == "planned"} <= {64, 104}
 
 
 def test_a_wrong_gradient_is_caught_and_not_timed(tmp_path, monkeypatch):
@@ -332,18 +477,18 @@ def test_too_large_is_predicted_not_suffered(tmp_path):
 
 
 def test_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
-    interleave, calls = timing.interleave, []
+    timed, calls = one_case._timed, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return interleave(*arguments)
+        return timed(*arguments)
 
-    monkeypatch.setattr(timing, "interleave", interrupted)
+    monkeypatch.setattr(one_case, "_timed", interrupted)
     command = ["bench", "--workload", "decode", "--heads", "2", "--hidden", "32", "--fix", "hidden", "--contexts", "16,32,64"]
-    result = CliRunner().invoke(main, [*command, "--k", "8", "--time-budget", "0.5", "--out", str(tmp_path / "out")])
-    assert result.exit_code == 130
+    result = CliRunner().invoke(main, [*command, "--k", "8", "--time-budget", "0.5", "--no-plots", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130 and "hidden size fixed" in " ".join(result.output.split())
     rows, _ = records.read(tmp_path / "out" / "records.jsonl")
     assert [row["case"]["context"] for row in rows] == [16] * 3 + [32] * 3
     assert "6 rows are kept in" in result.output.replace("\n", " ")
@@ -376,6 +521,7 @@ def test_command_measures_and_draws(tmp_path):
         (["--dtype", "fp8"], "'fp8' is not one of"),
         (["--fix", "heads"], "'heads' is not one of"),
         (["--workload", "train"], "'train' is not one of"),
+        (["--device", "cpu", "--timer", "graph"], "timer 'graph' cannot time calls on 'cpu'"),
     ],
 )
 def test_bad_options_get_one_clear_line(arguments, complaint):

@@ -13,6 +13,9 @@ def test_the_backward_pass_is_five_products_beside_two():
 def test_processes_send_what_the_formula_says():
     case = workloads.parallel(256, 32, dtype="bf16")
     found = parallel.measure(case, 2, seed=0)
+    timed = parallel.row_blocks(case, 2, found)["time"]
+    assert timed["cold_proof"] == found.cold_proof and timed["cold_proof"]["ratio"] > 0
+    assert timed["cache_mode"] == ("cold" if timed["cold_proof"]["ratio"] >= timed["cold_proof"]["factor"] else "unproven")
     assert found.error_rel_l2 < 2 * correctness.tolerance(torch.bfloat16)
     # a rank's bytes are filled up to the next multiple of 16, to one other rank
     formula = case.batch * parallel.bytes_per_token(case, 2)["parts"]

@@ -52,7 +52,9 @@ def test_plain_implementations_are_right(case, name):
     reason = room.unavailable(case, PEERS[name], "cpu")
     if (case.is_latent, name) == (True, "sdpa_flash"):
         assert "keys and values of one width" in reason
-    elif not (case.causal and name == "gather"):  # which knows no empty slots
+    elif case.causal and name == "gather":
+        assert "no empty slots" in reason and room.unavailable(replace(case, q_len=2), PEERS[name], "cpu") is None
+    else:
         assert reason is None and is_right(case, name)
 
 
@@ -149,6 +151,12 @@ def test_every_implementation_predicts_its_memory():
             for device in ("cpu", "cuda"):
                 if room.unavailable(case, one, "cpu") is None:
                     assert one.extra_bytes(case, device) >= cost.output_bytes(case), (name, case.workload)
+
+
+def test_memory_of_other_dtypes():
+    one = PEERS["attention_gym"]
+    # an output of 2 · 64 · 576 numbers
+    assert one.extra_bytes(replace(LATENT, dtype="fp32"), "cuda") - one.extra_bytes(LATENT, "cuda") == 2 * 2 * 64 * 576
 
 
 def test_names():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from selkey.bench import axes, cost, machine, peer_workloads, records, resume, room, sweeps, timing, words, workloads
+from selkey.bench import axes, cost, machine, one_case, peer_workloads, records, resume, room, sweeps, timing, words, workloads
 from selkey.bench.commands.bench import bench
 from selkey.bench.commands.sweep import sweep
 from selkey.bench.peers import PEERS
@@ -24,6 +24,7 @@ SMALL = ["--heads", "2,4", "--contexts", "32,64", "--k", "8", "--fix", "head_dim
 def small_machine(monkeypatch):
     """Ceilings and caches are not what is tested: make them cheap, and let no call of some microseconds beat them."""
     monkeypatch.setattr("selkey.bench.run.ABOVE_ROOF", math.inf)
+    monkeypatch.setattr("selkey.bench.run.PATIENCE", 100)
     monkeypatch.setitem(timing._SMALLEST_FLUSH, "cpu", 2**20)
     monkeypatch.setattr("selkey.bench.ceilings.SMALLEST_WORKING_SET", 2**22)
     monkeypatch.setattr("selkey.bench.ceilings.MATRIX_SIZES", {"cpu": (64,), "cuda": (64,)})
@@ -134,9 +135,12 @@ def test_the_command_in_a_row_measures_the_same_case(monkeypatch, tmp_path, form
     assert again == case and set(again.implementations) == set(case.implementations) and plans[0].seed == 7
 
 
-@pytest.mark.parametrize("name", ["blocks", "mla"])
+@pytest.mark.parametrize("name", ["blocks", "mla", "k_sweep"])
 def test_the_command_of_bench_measures_the_same_case(monkeypatch, tmp_path, name):
-    (case,) = getattr(peer_workloads, name)((4096,), (512,), dtype="bf16")
+    if name == "k_sweep":
+        case = workloads.k_sweep(4096, dtype="bf16")[2]
+    else:
+        (case,) = getattr(peer_workloads, name)((4096,), (512,), dtype="bf16")
     plans = []
     monkeypatch.setattr("selkey.bench.run.run", lambda plan, *_: plans.append(plan))
     monkeypatch.setattr("selkey.bench.summary.show", lambda *_: None)
@@ -194,18 +198,65 @@ def test_resume_measures_what_is_missing(swept):
     "change, complaint",
     [
         (lambda row: row["env"].update(device="Abacus, 1 core"), "holds records of Abacus, 1 core"),
+        (lambda row: row["env"].update(threads=99), "holds records of 99 threads"),
         (lambda row: row.update(schema_version="7.1"), "line 1 has schema version 7.1"),
     ],
 )
 def test_records_of_another_machine_are_not_added_to(tmp_path, change, complaint):
     env = machine.environment("cpu")
     case = sweeps.cases(axes_of())[0][0]
-    row = records.row(records.run_block("selkey sweep", 0), env, None, case, {"name": "selkey"}, "ok")
+    row = records.row(records.run_block("selkey sweep", 0), env, None, case, {"name": "selkey"}, "skip")
     change(row)
     (tmp_path / "records.jsonl").write_text(json.dumps(row))
     result = measured(*SMALL, "--resume", "--out", tmp_path)
     assert result.exit_code == 2 and complaint in result.output.replace("\n", " ") and "choose another folder" in result.output
     assert (tmp_path / "records.jsonl").read_text() == json.dumps(row)
+
+
+def test_what_was_measured_stays_measured(tmp_path):
+    assert measured(*SMALL, "--out", tmp_path).exit_code == 0
+    before = (tmp_path / "records.jsonl").read_bytes()
+    assert measured(*SMALL, "--out", tmp_path, "--resume", "--max-memory", "1k").exit_code == 0
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_what_differs_and_what_is_no_row_is_said_in_few_lines(tmp_path, monkeypatch):
+    env = machine.environment("cpu")
+    row = records.row(
+        records.run_block("selkey sweep", 0), env | {"torch": "1.0"}, None, sweeps.cases(axes_of())[0][0], {"name": "x"}, "skip"
+    )
+    bad = ['{"no": "row"}'] * 6 + [json.dumps(row | change) for change in ({"env": None}, {"impl": {}}, {"case": {}})]
+    (tmp_path / "records.jsonl").write_text("\n".join([json.dumps(row), *bad]) + "\n")
+    monkeypatch.setattr("selkey.bench.run.run", lambda *_: None)
+    result = measured(*SMALL, "--resume", "--out", tmp_path)
+    assert result.exit_code == 0 and "1 rows are there already" in result.output
+    said = result.stderr.splitlines()
+    assert said[0] == f"rows that are there already were measured with torch 1.0 (now {env['torch']})"
+    assert said[1].startswith("line 2 of ") and len(said) == 6 and said[5] == "and 5 more such lines"
+
+
+def test_interruption_says_how_to_go_on(tmp_path, monkeypatch):
+    timed, calls = one_case._timed, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return timed(*arguments)
+
+    monkeypatch.setattr(one_case, "_timed", interrupted)
+    drawn = []
+    monkeypatch.setattr("selkey.bench.plot.draw", lambda rows, folder: drawn.append((len(rows), folder)) or [])
+    result = measured(*SMALL[:-1], "--out", tmp_path)
+    assert result.exit_code == 130 and f"the same command with --resume --out {tmp_path}" in result.output.replace("\n", " ")
+    assert "head_dim fixed" in " ".join(result.output.split()) and drawn == [(len(rows_of(tmp_path)), tmp_path)]
+
+
+def test_a_hidden_size_without_equal_heads_is_left_out():
+    cases, impossible = sweeps.cases(axes_of(heads=(8, 12), fixes=("hidden", "head_dim")))
+    assert {(case.n_heads, case.fix) for case in cases} == {(8, ("hidden", "head_dim")), (12, ("head_dim",))}
+    (sentence,) = impossible
+    assert sentence.startswith("12 heads at --fix hidden: --heads 12 does not divide --hidden 128")
 
 
 def test_what_became_possible_is_measured(tmp_path):
@@ -328,6 +379,7 @@ def test_rows_of_a_resumed_run_count_by_state():
     def row(name, state, seed=0):
         return {"case": {"cfg_id": "a"}, "impl": {"name": name}, "run": {"seed": seed}, "status": {"state": state}}
 
+    assert resume.done([row("x", "ok"), row("x", "oom_predicted")]) == {("a", "x", 0): "ok"}
     assert resume.done([row("x", "error"), row("x", "ok"), row("y", "skip", 3)]) == {("a", "x", 0): "ok", ("a", "y", 3): "skip"}
 
 

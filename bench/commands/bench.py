@@ -10,7 +10,7 @@ from selkey.bench.options import BYTES, COUNT, COUNTS, SEED, Finite, chosen_devi
 
 _QUICK = {
     "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
-    "lengths": (256, 512, 1024), "list": 64, "cache_contexts": (1024, 4096), "tokens": 2**14, "seconds": 15,
+    "lengths": (256, 512, 1024), "list": 64, "cache_contexts": (1024, 4096), "tokens": 2**14, "seconds": 40,
 }  # fmt: skip
 _FULL = {
     "heads": workloads.HEADS, "contexts": workloads.CONTEXTS, "ks": (2048,), "k_context": 32768,
@@ -34,6 +34,9 @@ _FULL = {
     "--workload", "wanted", type=click.Choice(workloads.WORKLOADS), multiple=True,
     help=f"Only this one; repeatable.  [default: {', '.join(workloads.DEFAULT)}]",
 )  # fmt: skip
+@click.option(
+    "--timer", type=click.Choice(["auto", "events", "graph", "profiler"]), default="auto", show_default=True, help="On a GPU."
+)  # fmt: skip
 @click.option("--implementations", help="What is compared, such as sdpa,flashinfer,selkey, or all.  [default: those of the workload]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder.  [default: bench-results/<device>/<time>]")
 @click.option("--time-budget", type=Finite(min=0, min_open=True), help="Seconds to aim at.  [default: 110]")
@@ -43,14 +46,14 @@ _FULL = {
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
 @click.pass_context
 def bench(
-    ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, implementations, out, time_budget, max_memory, seed, quick,
-    plots,
+    ctx, heads, contexts, ks, fix, hidden, head_dim, dtype, device, wanted, timer, implementations, out, time_budget, max_memory, seed,
+    quick, plots,
 ):  # fmt: skip
     """Measure attention over selected keys against dense attention and a plain gather.
 
     Without a GPU the CPU backend is measured, with one the Triton kernels. Every row is checked before it is timed.
     For --workload prefill or backward alone, --contexts are its lengths and --k its list; for k_sweep alone, the largest of --contexts
-    are its keys.
+    are its stored keys and --k what is selected of them.
 
     --workload cache measures decode over a KVCache in every format, beside plain tensors; alone it takes --heads out of 32 (over 8 KV
     heads), 8 and 24 (of 96). --workload blocks has lists of whole blocks of 64 keys, --workload mla latent rows of 512 + 64. --workload
@@ -63,7 +66,7 @@ def bench(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from selkey.bench import machine, memory, summary
+    from selkey.bench import machine, memory, summary, timers
     from selkey.bench.peers import PEERS
     from selkey.bench.peers.chosen import chosen
     from selkey.bench.recorded import invocation, record
@@ -73,6 +76,7 @@ def bench(
     wanted = wanted or workloads.DEFAULT
     default = _QUICK if quick else _FULL
     try:
+        timers.chosen(timer, device)
         names = None if implementations is None else chosen(implementations)
         cases = _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, dtype)
         cases = cases if names is None else tuple(replace(case, implementations=names) for case in cases)
@@ -93,6 +97,7 @@ def bench(
         memory_limit=max_memory or memory.available(device),
         invocation=invocation(),
         real_implementations=names,
+        timer=timer,
     )
     more = "" if stream is None else f", then as long as {stream.context:,} tokens take"
     greeting = f"[bold]selkey bench[/bold] on {environment['device']}, {dtype}; about {units.duration(plan.seconds * 1e6)}{more}"
@@ -105,7 +110,9 @@ def _cases(device, wanted, default, heads, contexts, ks, fix, hidden, head_dim, 
     """What the options ask for, in the order of measuring; None means the default."""
     cases = []
     if "k_sweep" in wanted:
-        cases += workloads.k_sweep(max(contexts) if contexts and len(wanted) == 1 else default["k_context"], dtype=dtype)
+        alone = len(wanted) == 1
+        context = max(contexts) if contexts and alone else default["k_context"]
+        cases += workloads.k_sweep(context, dtype=dtype, ks=ks if alone else None)
     if "decode" in wanted:
         sweep = (heads or default["heads"], contexts or default["contexts"], ks or default["ks"])
         fixes = ("hidden", "head_dim") if fix == "both" else (fix,)

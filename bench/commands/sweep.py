@@ -33,6 +33,9 @@ _AXIS = Parsed("axis", axes.parse_axis)
 @click.option("--head-dim", type=COUNT, default=128, show_default=True, help="Width of a head for the other two.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--timer", type=click.Choice(["auto", "events", "graph", "profiler"]), default="auto", show_default=True, help="On a GPU."
+)  # fmt: skip
 @click.option("--implementations", default="sdpa,gather,selkey", show_default=True, help="What is compared, or all.")
 @click.option("--max-memory", type=BYTES, help="Memory that may be used, such as 90G.  [default: most of what is free]")
 @click.option("--time-budget", type=Finite(min=0, min_open=True), help="Seconds to aim at.  [default: 300]")
@@ -42,15 +45,15 @@ _AXIS = Parsed("axis", axes.parse_axis)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the figures at the end.")
 def sweep(
-    heads, kv_heads, contexts, ks, formats, batches, fixes, hidden, head_dim, dtype, device, implementations, max_memory, time_budget,
-    goes_on, out, quick, seed, plots,
+    heads, kv_heads, contexts, ks, formats, batches, fixes, hidden, head_dim, dtype, device, timer, implementations, max_memory,
+    time_budget, goes_on, out, quick, seed, plots,
 ):  # fmt: skip
     """Measure one query over a growing cache: heads × KV heads × context × keys × format × batch.
 
     Every KV head has a list of its own. Cases that no memory here holds are predicted and become rows, as does whatever an
     implementation cannot do. Ctrl-C keeps what was measured; --resume goes on with it.
     """
-    from selkey.bench import machine, memory, summary, sweeps
+    from selkey.bench import machine, memory, summary, sweeps, timers
     from selkey.bench.peers import PEERS
     from selkey.bench.peers.chosen import chosen
     from selkey.bench.recorded import invocation, record
@@ -62,6 +65,7 @@ def sweep(
     device = chosen_device(device)
     default = _QUICK if quick else _FULL
     try:
+        timers.chosen(timer, device)
         wanted = sweeps.Axes(
             heads or default["heads"], kv_heads, contexts or default["contexts"], ks or default["ks"],
             axes.parse_names(sweeps.FORMATS)(formats), batches, fixes, hidden, head_dim, dtype, chosen(implementations),
@@ -82,6 +86,7 @@ def sweep(
         seconds=time_budget or default["seconds"],
         memory_limit=max_memory or memory.available(device),
         invocation=invocation(),
+        timer=timer,
     )
     within = units.duration(plan.seconds * 1e6)
     greeting = f"[bold]selkey sweep[/bold] on {environment['device']}, {dtype}; {len(cases)} cases, about {within}"
@@ -89,4 +94,4 @@ def sweep(
     def measure(writer, watch):
         run(replace(plan, done=done(writer.rows)), PEERS, writer, watch)
 
-    record(measure, summary.show, out, environment=environment, plots=plots, goes_on=goes_on, greeting=greeting)
+    record(measure, summary.show, out, environment=environment, plots=plots, goes_on=goes_on, greeting=greeting, can_resume=True)

@@ -12,6 +12,7 @@ and where it applies
     prepare(inputs)           fill a cache, copy rows, build kernels: not timed → the implementation that is called, with attend
     copy_bytes(case)          what `prepare` keeps of the rows
     FORMAT                    of the `selkey.KVCache` that it reads (`cache` of what `prepare` returns)
+    PLANS                     True: what `prepare` returns has a plan
     plan(inputs)              of what `prepare` returns: what every new list asks for before the call, timed apart → what `attend` takes
 """
 

@@ -4,8 +4,6 @@ It multiplies whole rows, so that the columns of position, which are no value, a
 backward pass are not measured.
 """
 
-import torch
-
 from selkey.bench import cost
 from selkey.bench.peers import installed
 
@@ -46,5 +44,5 @@ def unavailable(case, device):
 def extra_bytes(case, device):
     """The output of whole rows, lse, and the lists with their empty slots marked."""
     queries = case.batch * case.q_len
-    whole = queries * case.n_heads * case.head_dim * torch.finfo(torch.float16).bits // 8
+    whole = queries * case.n_heads * case.head_dim * cost.ELEMENT_BYTES[case.dtype]
     return whole + 4 * queries * case.n_heads + 2 * cost.INDEX_BYTES * queries * case.k

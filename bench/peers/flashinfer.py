@@ -14,6 +14,7 @@ from selkey.bench.peers import installed
 
 NAME = "flashinfer"
 READS = "selected"
+PLANS = True
 WORKSPACE_BYTES = 128 * 2**20
 _PACKAGE = "flashinfer-python"
 

@@ -14,6 +14,7 @@ from selkey.bench.inputs import Inputs, named_keys
 
 NAME = "flex_attention"
 READS = "selected"
+PLANS = True
 # Kernels are built for every shape anew.
 _LARGEST_MASK = 2**31
 

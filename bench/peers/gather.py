@@ -37,6 +37,12 @@ def _first_rows(keys, n_lists):
     return (first * N).view(B, 1, n_lists, 1)
 
 
+def unavailable(case, device):
+    if case.causal and case.k > case.context - case.q_len + 1:
+        return f"index_select has no empty slots, and the first queries of this case see fewer than {case.k} keys: compare with sdpa"
+    return None
+
+
 def backend(device):
     return f"torch index_select + scaled_dot_product_attention ({device})"
 
