@@ -1,6 +1,6 @@
 """What a decoder is made of: widths, heads, layers, experts, what it caches; and how many parameters that makes.
 
-A head's width is a figure of its own: in five of the presets n_heads · head_dim is not the hidden size.
+A head's width is a figure of its own: in a third of the presets n_heads · head_dim is not the hidden size.
 """
 
 import functools

@@ -1,51 +1,20 @@
-"""Devices by name: what their makers promise, every figure with its source, or what was measured on one.
+"""Devices by name: what their makers promise, every figure with its source.
 
 Rates are dense (no structured sparsity), of bf16 with fp32 accumulation. Memory is what a driver reports where that is known: a maker's
-"80 GB" is 80 GiB less what the driver keeps. An unknown device has no figures: a borrowed number is worse than none.
+"80 GB" is 80 GiB less what the driver keeps. An unknown device has no figures: a borrowed number is worse than none. Prices are what a
+device-hour was listed for at the place and time that the source names, and nowhere else.
 """
 
-import json
 import re
-from dataclasses import dataclass, fields
 
+from selkey.bench.device_figures import Device, from_ceilings
 from selkey.bench.nearest import unknown
 from selkey.bench.sourced import Sourced
 
+__all__ = ["DEVICES", "SECTOR_BYTES", "Device", "datasheet", "device", "from_ceilings", "reported_as"]
+
 SECTOR_BYTES = {"cuda": 32, "cpu": 64}
 _GIB, _MIB = 2**30, 2**20
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device and its peaks; every figure is a `Sourced` or None where nobody looked it up.
-
-    Attributes:
-        reported: how the name that the driver reports ends.
-        memory_bytes, l2_bytes: bytes; the largest cache on chip.
-        read_gbps: 10⁹ B/s of its memory.
-        bf16_tflops, fp8_tflops: 10¹² operations/s.
-        multiprocessors: SMs or compute units.
-        watts: power limit of the board.
-        price_per_hour: US dollars.
-    """
-
-    name: str
-    title: str
-    reported: tuple
-    memory_bytes: Sourced
-    read_gbps: Sourced
-    bf16_tflops: Sourced
-    fp8_tflops: Sourced | None = None
-    l2_bytes: Sourced | None = None
-    multiprocessors: Sourced | None = None
-    watts: Sourced | None = None
-    price_per_hour: Sourced | None = None
-
-    def figures(self):
-        """Name of the figure → Sourced, of those that there are."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Sourced)
-        }  # fmt: skip
 
 
 def device(name):
@@ -79,46 +48,6 @@ def datasheet(driver_name):
     }  # fmt: skip
 
 
-def from_ceilings(path):
-    """The device that `selkey ceilings --out` measured.
-
-    Args:
-        path: JSON file with `read_gbps`, `matrix_tflops` per dtype, and `env` with `device`, `memory_bytes` and `last_cache_bytes`.
-
-    Raises:
-        ValueError: the file cannot be read, or is no such file.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        env, rates = found["env"], found["matrix_tflops"]
-        rate = rates.get("bf16") or rates.get("fp16") or rates["fp32"]
-        dtype = next(name for name in ("bf16", "fp16", "fp32") if rates.get(name))
-        title, memory = env["device"], env["memory_bytes"]
-        numbers = [float(found["read_gbps"]), float(rate), float(memory)]
-    except OSError as problem:
-        raise ValueError(f"{path} cannot be read: {problem.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        raise ValueError(f"{path} holds no ceilings: write them with `selkey ceilings --out FILE`") from None
-    if not all(0 < number < float("inf") for number in numbers):
-        raise ValueError(f"{path} holds ceilings that are not above 0: measure again with `selkey ceilings --out FILE`")
-
-    def measured(value, what):
-        return None if not value else Sourced(value, "measured", f"{what}, {path}")
-
-    return Device(
-        name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
-        title=title,
-        reported=(title,),
-        memory_bytes=measured(memory, "reported by the system"),
-        read_gbps=measured(found["read_gbps"], "read-only pass"),
-        bf16_tflops=measured(rate, f"{dtype} matrix product"),
-        fp8_tflops=measured(rates.get("fp8"), "fp8 matrix product"),
-        l2_bytes=measured(env.get("last_cache_bytes"), "reported by the system"),
-        multiprocessors=measured(env.get("cores"), "reported by the system"),
-    )
-
-
 def _derived(value, source):
     return Sourced(value, "derived", source)
 
@@ -133,6 +62,14 @@ def _device(name, title, reported, memory, gbps, tflops, fp8, l2_mib, multiproce
     return Device(name, title, reported, **figures)
 
 
+def _listed(value, ranges):
+    return _derived(value, f"mercatus-ai.com, May 2026: {ranges} by provider; where specialists end and large clouds begin")
+
+
+def _serverless(per_second):
+    return _derived(3600 * per_second, f"docs.runpod.io, serverless, undated: 3,600 × {per_second:.5f} a second")
+
+
 def _twice(value, figure):
     return _derived(value, f"twice the {figure} rate, as on the other cards of this generation")
 
@@ -145,12 +82,14 @@ _ALL = (
         "a100-80g-sxm", "NVIDIA A100 80 GB SXM", ("A100-SXM4-80GB",), (80 * _GIB, "NVIDIA A100 datasheet: 80 GB, which is 80 GiB"),
         (2039, "NVIDIA A100 datasheet; aiconfigurator a100_sxm.yaml"), (312, "NVIDIA A100 datasheet"), None,
         (40 * _MIB, "NVIDIA A100 whitepaper"), (108, "NVIDIA A100 whitepaper"), (400, "NVIDIA A100 datasheet"),
+        price_per_hour=_listed(1.5, "0.80 to 3.00"),
     ),
     _device(
         "h100-sxm", "NVIDIA H100 SXM", ("H100 80GB HBM3",), (81559 * _MIB, "81,559 MiB, as the driver reports"),
         (3350, "NVIDIA H100 datasheet; aiconfigurator h100_sxm.yaml"), (989, "NVIDIA H100 datasheet, without sparsity"),
         (1979, "NVIDIA H100 datasheet, without sparsity"), (50 * _MIB, "hpctech.co.jp H100 table"),
         (132, "hpctech.co.jp H100 table"), (700, "NVIDIA H100 datasheet"),
+        price_per_hour=_listed(3.5, "1.99 to 5.00"),
     ),
     _device(
         "h100-pcie", "NVIDIA H100 PCIe", ("H100 PCIe",), (81559 * _MIB, "81,559 MiB, as the driver reports"),
@@ -163,22 +102,26 @@ _ALL = (
         (4800, "NVIDIA H200 datasheet; aiconfigurator h200_sxm.yaml"), (989, "NVIDIA H200 datasheet, without sparsity"),
         (1979, "NVIDIA H200 datasheet, without sparsity"), _derived(50 * _MIB, "the die of the H100"),
         (132, "saulelectric.com H200 table"), (700, "NVIDIA H200 datasheet"),
+        price_per_hour=_listed(4.5, "2.50 to 7.00"),
     ),
     _device(
         "b200", "NVIDIA B200 (HGX)", ("B200",), (180 * _GIB, "aiconfigurator b200_sxm.yaml: 180 GB, which is 180 GiB"),
         (7700, "aiconfigurator b200_sxm.yaml (8,000 in marketing)"), (2250, "aiconfigurator b200_sxm.yaml"),
         (4500, "aiconfigurator b200_sxm.yaml"), (126 * _MIB, "chipsandcheese.com on B200"), (148, "glennklockwood.com on B200"),
         (1000, "glennklockwood.com on B200"),
+        price_per_hour=_serverless(0.0024),
     ),
     _device(
         "rtx-3090", "GeForce RTX 3090", ("RTX 3090",), (24 * _GIB, "24 GB, which is 24 GiB"), (936, "Tom's Hardware RTX 3090 table"),
         _derived(71.2, "82 SMs × 512 operations × 1.695 GHz: half of the 142 that fp16 accumulation reaches"), None,
         (6 * _MIB, "Tom's Hardware RTX 3090 table"), (82, "Tom's Hardware RTX 3090 table"), (350, "Tom's Hardware RTX 3090 table"),
+        price_per_hour=_serverless(0.00019),
     ),
     _device(
         "rtx-4090", "GeForce RTX 4090", ("RTX 4090",), (24 * _GIB, "24 GB, which is 24 GiB"), (1008, "NVIDIA Ada whitepaper figures"),
         (165.2, "NVIDIA Ada whitepaper figures; half of what fp16 accumulation reaches"), (330.3, "NVIDIA Ada whitepaper figures"),
         (72 * _MIB, "hmc-tech.com RTX 4090"), (128, "hmc-tech.com RTX 4090"), (450, "hmc-tech.com RTX 4090"),
+        price_per_hour=_serverless(0.00031),
     ),
     _device(
         "rtx-5090", "GeForce RTX 5090", ("RTX 5090",), (32 * _GIB, "32 GB, which is 32 GiB"), (1792, "spheron.network RTX 5090"),
@@ -203,10 +146,12 @@ _ALL = (
         "l4", "NVIDIA L4", ("L4",), (23034 * _MIB, "23,034 MiB, as the driver reports with ECC"), (300, "NVIDIA L4 datasheet"),
         (121, "NVIDIA L4 datasheet: half of 242 with sparsity"), (242, "NVIDIA L4 datasheet: half of 485 with sparsity"),
         (48 * _MIB, "fpsbench.com L4"), _derived(58, "7,424 cores of the datasheet / 128 an SM"), (72, "NVIDIA L4 datasheet"),
+        price_per_hour=_serverless(0.00019),
     ),
     _device(
         "l40s", "NVIDIA L40S", ("L40S",), (46068 * _MIB, "46,068 MiB, as the driver reports with ECC"), (864, f"{_L40S}; aiconfigurator"),
         (362.05, _L40S), (733, _L40S), (96 * _MIB, "NVIDIA Ada whitepaper figures (sellers disagree: 48)"), (142, _L40S), (350, _L40S),
+        price_per_hour=_serverless(0.00053),
     ),
     _device(
         "a10", "NVIDIA A10", ("A10",), (23028 * _MIB, "23,028 MiB, as the driver reports with ECC"), (600, "NVIDIA A10 datasheet"),
@@ -217,7 +162,7 @@ _ALL = (
         "v100-sxm2-32g", "Tesla V100 SXM2 32 GB", ("V100-SXM2-32GB",), (32 * _GIB, "NVIDIA V100 datasheet: 32 GB, which is 32 GiB"),
         (900, "NVIDIA V100 datasheet"), (125, "NVIDIA V100 datasheet; fp16, it has no bf16"), None,
         (6 * _MIB, "NVIDIA V100 whitepaper"), (80, "NVIDIA V100 whitepaper"), (300, "NVIDIA V100 datasheet"),
-        price_per_hour=(1.5, "lambda.ai on the cost of GPT-3, 2020"),
+        price_per_hour=(1.5, "lambda.ai on the cost of GPT-3, 2020"), dtype="fp16",
     ),
     _device(
         "mi300x", "AMD Instinct MI300X", ("MI300X", "MI300X OAM"), (192 * _GIB, "AMD MI300X datasheet: 192 GB, which is 192 GiB"),

@@ -8,15 +8,17 @@ What fits is reduced to the rows that nothing else beats or equals in query widt
 Tokens per second are a condition: they fall whenever one of those five grows, so that as a sixth they would keep every row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log2
 
 import numpy as np
 
 from selkey.bench import fit_search
-from selkey.bench.model_cost import Selection
+from selkey.bench.model_cost import DENSE, Selection
 
-HEAD_DIMS = tuple(range(32, 257, 8))
+# columns of a head that attention kernels are written for
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 HEADS = (8, 16, 32, 64, 128)
 
 
@@ -30,8 +32,9 @@ class Question:
         tok_s: of each sequence. context: keys of a sequence. memory_bytes: that may be used. batch: sequences.
         fix: what stays as in `like`: "hidden" (n_heads · head_dim), "head_dim", "kv_heads" or "none".
         heads, head_dims: tried. n_kv_heads runs over the divisors of n_heads.
-        formats: of the cache. selections: of the keys. weight_bits: of a weight.
-        efficiency: share of the bandwidth that is reached.
+        widest: n_heads · head_dim at most; None: any.
+        formats: of the cache. selections: of the keys; one that reads every key of the context is all keys. weight_bits: of a weight.
+        efficiency: share of the bandwidth and matrix rate that is reached.
         host_us: time of a step that the device waits.
     """
 
@@ -49,6 +52,12 @@ class Question:
     weight_bits: tuple = (16, 8, 4)
     efficiency: float = 0.83
     host_us: float = 0.0
+    widest: int | None = None
+
+    def __post_init__(self):
+        # choosing for nothing would only cost
+        chosen = (DENSE if one.reads_all(self.context) else one for one in self.selections)
+        object.__setattr__(self, "selections", tuple(dict.fromkeys(chosen)))
 
 
 @dataclass(frozen=True)
@@ -106,17 +115,33 @@ class Answer:
 
     Attributes:
         best: rows that nothing else beats or equals, fewest halvings first.
-        feasible: every distinct row that fits, likewise ordered, where it was asked for; else empty.
+        feasible: every distinct row that fits, likewise ordered and made when it is looked at, where it was asked for; else empty.
         tried, n_feasible: combinations.
         misses: limit → Row, the nearest one that breaks this limit alone; filled where nothing fits.
     """
 
     question: Question
     best: tuple
-    feasible: tuple
+    feasible: Sequence
     tried: int
     n_feasible: int
     misses: dict
+
+
+class Rows(Sequence):
+    """Rows of a grid, each made when it is looked at: there may be 10⁵."""
+
+    def __init__(self, grid, indices, distinct):
+        self._grid, self._indices, self._distinct = grid, indices, distinct
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return Rows(self._grid, self._indices[place], self._distinct)
+        index = self._indices[place]
+        return _row(self._grid, index, self._distinct[index])
 
 
 def fit(question, want_all=False):
@@ -131,23 +156,33 @@ def fit(question, want_all=False):
     if not len(fits):
         return Answer(question, (), (), len(grid.speed), 0, {limit: _row(grid, i) for limit, i in grid.nearest().items()})
     distinct = grid.distinct(fits)
-    largest = set(grid.maximal(np.array(list(distinct))))
-    found = {i: _row(grid, i, distinct[i]) for i in (distinct if want_all else largest)}
-    in_order = sorted(found, key=lambda i: _order(question, found[i]))
-    best = tuple(replace(found[i], limit=_limit(grid, i)) for i in in_order if i in largest)
-    return Answer(question, best, tuple(found[i] for i in in_order) if want_all else (), len(grid.speed), len(fits), {})
+    indices = np.array(list(distinct))
+    chosen = _in_order(grid, np.array(grid.maximal(indices)))
+    rows = Rows(grid, chosen, distinct)
+    best = tuple(replace(row, limit=_limit(grid, index)) for row, index in zip(rows, chosen, strict=True))
+    every = Rows(grid, _in_order(grid, indices), distinct) if want_all else ()
+    return Answer(question, best, every, len(grid.speed), len(fits), {})
+
+
+def _in_order(grid, indices):
+    """Fewest halvings first, then the widest, then the fastest."""
+    query, kv, kv_bits, share, bits = grid.quality[indices].T
+    wanted = _wanted(grid.question.like)
+    got = (query, kv, share, kv_bits, bits)
+    lost = sum(np.maximum(0.0, np.log2(a / b)) for a, b in zip(wanted, got, strict=True))
+    return indices[np.lexsort((-grid.speed[indices], -kv * query, np.round(lost, 6)))]
+
+
+def _wanted(like):
+    """Query width, KV width, share of keys, KV bits and weight bits of the example."""
+    return like.n_heads * like.head_dim, like.n_kv_heads * like.head_dim, 1.0, 16, 16
 
 
 def halvings(question, row):
     """How often something was halved to get from the example in 16 bits with all keys to this row; growth earns nothing."""
-    like = question.like
-    wanted = (like.n_heads * like.head_dim, like.n_kv_heads * like.head_dim, 1.0, 16, 16)
+    wanted = _wanted(question.like)
     got = (row.query_width, row.kv_width, row.share, row.kv_bits, row.weight_bits)
     return sum(max(0.0, log2(a / b)) for a, b in zip(wanted, got, strict=True))
-
-
-def _order(question, row):
-    return round(halvings(question, row), 6), -row.kv_width * row.query_width, -row.step.tok_s
 
 
 def _row(grid, index, equals=()):
@@ -155,7 +190,7 @@ def _row(grid, index, equals=()):
     question = grid.question
     equals = [index, *equals]
     shape, format, selection, bits = grid.places(grid.shown(equals))
-    model, kind = grid.models[shape], question.formats[format]
+    model, kind = grid.model(shape), question.formats[format]
     chosen, weight = question.selections[selection], question.weight_bits[bits]
     others = {_name(grid, i) for i in equals} - {(model.n_heads, model.n_kv_heads, model.head_dim, kind)}
     kv_bits, share = int(grid.quality[index][2]), float(grid.quality[index][3])
@@ -165,8 +200,7 @@ def _row(grid, index, equals=()):
 
 def _name(grid, index):
     shape, format, _, _ = grid.places(index)
-    model = grid.models[shape]
-    return model.n_heads, model.n_kv_heads, model.head_dim, grid.question.formats[format]
+    return (*(int(number) for number in grid.shapes[shape]), grid.question.formats[format])
 
 
 def _limit(grid, index):

@@ -2,23 +2,19 @@
 
 from dataclasses import replace
 
+import click
 from rich.console import Console
-from rich.table import Table
 
-from selkey.bench import modelled, units
-from selkey.bench.fit import halvings
+from selkey.bench import model_cost, modelled, units
+from selkey.bench.fit import HEAD_DIMS, halvings
 from selkey.bench.fit_search import step_of
 
-_ROWS_SHOWN, _WIDTH = 20, 118
+_ROWS_SHOWN = 20
 _RECORDS, _BATCHED = 2000, 5
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-# columns of a head that most attention kernels are written for
-_USUAL = (64, 80, 96, 128, 192, 256)
-_HEADINGS = (
-    ("heads × head_dim", "right"), ("KV heads", "right"), ("keys", "left"), ("cache", "left"), ("weights", "right"), ("tok/s", "right"),
-    ("memory", "right"), ("limit, broken next by", "left"),
-    ("costs the same", "left"),
-)  # fmt: skip
+_USUAL = HEAD_DIMS
+_LINE = "{:>10} {:>4}  {:<5} {:<5} {:>4}  {:>7} {:>8}  {}"
+_HEADINGS = ("heads × of", "KV", "keys", "cache", "bits", "tok/s", "memory", "next limit")
 
 
 def show(found, want_all=False):
@@ -27,26 +23,29 @@ def show(found, want_all=False):
     Args:
         found: `selkey.bench.fit.Answer`.
     """
-    console = Console(highlight=False, width=max(_WIDTH, Console().width))
+    console = Console(highlight=False)
+    # a terminal breaks lines between words, a file or another program gets whole ones
+    whole = {"markup": False, "soft_wrap": not console.is_terminal}
     question = found.question
-    console.print(_asked(question), soft_wrap=True)
+    console.print(_asked(question), **whole)
     if found.best:
         rows = found.feasible if want_all else found.best[:_ROWS_SHOWN]
-        console.print(_table(question, rows))
-        hidden = len(found.best) - _ROWS_SHOWN
-        if hidden > 0 and not want_all:
-            console.print(f"and {hidden} more that need more halvings: --json lists them")
-        console.print(recommendation(found), soft_wrap=True, style="bold")
-    else:
-        for line in shortage(found):
-            console.print(line, soft_wrap=True)
+        click.echo(_LINE.format(*_HEADINGS).rstrip())
+        for row in rows:
+            click.echo(_LINE.format(*_cells(row)).rstrip())
+        hidden = len(found.best) - len(rows)
+        if hidden > 0:
+            console.print(f"… and {hidden} more that need more halvings: --all, --json", **whole)
+        console.print(recommendation(found), style="bold", **whole)
+    for line in () if found.best else shortage(found):
+        console.print(line, **whole)
     for line in assumptions(question):
-        console.print(line, soft_wrap=True, style="dim")
+        console.print(line, style="dim", **whole)
 
 
 def _asked(question):
     sequences = "" if question.batch == 1 else f" for each of {question.batch} sequences"
-    kept = {"hidden": "heads × head_dim", "head_dim": "head_dim", "kv_heads": "KV heads", "none": ""}[question.fix]
+    kept = {"hidden": "width of all heads together", "head_dim": "head_dim", "kv_heads": "KV heads", "none": ""}[question.fix]
     kept = f", its {kept} kept" if kept else ", its heads free"
     return (
         f"{question.device.title}: at least {question.tok_s:g} tokens/s{sequences} at {units.count(question.context)} in "
@@ -54,21 +53,11 @@ def _asked(question):
     )
 
 
-def _table(question, rows):
-    table = Table(box=None, pad_edge=False)
-    headings = _HEADINGS if any(row.others for row in rows) else _HEADINGS[:-1]
-    for heading, side in headings:
-        table.add_column(heading, justify=side)
-    for row in rows:
-        table.add_row(*_cells(row)[: len(headings)])
-    return table
-
-
 def _cells(row):
     model = row.model
     return (
-        f"{model.n_heads} × {model.head_dim}", str(model.n_kv_heads), keys_text(row.selection), row.format, f"{row.weight_bits:g} bit",
-        f"{tok_s_each(row):.1f}", units.memory(row.memory_bytes), limit_text(row.limit), _others_text(row),
+        f"{model.n_heads} × {model.head_dim}", model.n_kv_heads, keys_text(row.selection), row.format, f"{row.weight_bits:g}",
+        f"{tok_s_each(row):.1f}", units.memory(row.memory_bytes), limit_text(row.limit),
     )  # fmt: skip
 
 
@@ -84,16 +73,16 @@ def keys_text(selection):
 
 
 def limit_text(limit):
-    """As "bandwidth +4.0% (weights)"; nothing where nobody asked or nothing larger was tried."""
-    return "" if limit is None else f"{limit.name} +{limit.excess:.1%}" + (f" ({limit.part})" if limit.name == "bandwidth" else "")
+    """As "bandwidth +4.0%"; nothing where nobody asked or nothing larger was tried."""
+    return "" if limit is None else f"{limit.name} {units.excess(1 + limit.excess)}"
 
 
 def _others_text(row):
-    """Heads × head_dim / KV heads, then formats."""
+    """A sentence: heads × head_dim over KV heads that cost the same, and formats; nothing where there are none."""
     own = (row.model.n_heads, row.model.n_kv_heads, row.model.head_dim)
     shapes = sorted({(n, kv, width) for n, kv, width, _ in row.others} - {own})
-    formats = sorted({format for *_, format in row.others} - {row.format})
-    return " ".join([f"{n}×{width}/{kv}" for n, kv, width in shapes] + formats)
+    names = [f"{n} × {width} over {kv}" for n, kv, width in shapes] + sorted({format for *_, format in row.others} - {row.format})
+    return f" The same costs: {', '.join(names)}." if names else ""
 
 
 def recommendation(found):
@@ -107,13 +96,15 @@ def recommendation(found):
     heads = f"{row.model.n_heads} heads × {width} over {row.model.n_kv_heads} KV heads"
     return (
         f"Take {heads}, {_read(row)}, a cache in {row.format} and {row.weight_bits:g}-bit weights: {tok_s_each(row):.3g} tokens/s in "
-        f"{units.memory(row.memory_bytes)}; {far}; {limit}.{usual}"
+        f"{units.memory(row.memory_bytes)}; {far}; {limit}.{usual}{_others_text(row)}"
     )
 
 
 def _read(row):
     selection = row.selection
-    return "all keys" if selection.is_dense else f"{keys_text(selection)} of the keys by {selection.selector}"
+    if selection.is_dense:
+        return "all keys"
+    return f"{keys_text(selection)}{' of the' if selection.k < 1 else ''} keys by {selection.selector}"
 
 
 def shortage(found):
@@ -122,13 +113,13 @@ def shortage(found):
     yield f"Nothing of the {found.tried:,} combinations fits."
     if "speed" in misses:
         row = misses["speed"]
-        short = f"{tok_s_each(row) / question.tok_s - 1:.1%}"
+        short = f"{units.excess(question.tok_s / tok_s_each(row))} too slow"
         yield f"--tok-s must give: what memory holds reaches {tok_s_each(row):.3g} tokens/s at most, {short} ({describe(row)})."
         if "memory" not in misses:
             yield "More memory does not help: nothing is fast enough, whatever it takes."
     if "memory" in misses:
         row = misses["memory"]
-        over = f"{row.memory_bytes / question.memory_bytes - 1:+.1%}"
+        over = units.excess(row.memory_bytes / question.memory_bytes)
         yield f"--memory must give: what is fast enough takes {units.memory(row.memory_bytes)} at least, {over} ({describe(row)})."
     if "both" in misses:
         row = misses["both"]
@@ -163,9 +154,13 @@ def describe(row):
 def assumptions(question):
     """What the answer rests on."""
     device = question.device
-    rates = f"{device.read_gbps.value:,.0f} GB/s and {device.bf16_tflops.value:g} TFLOP/s ({device.read_gbps.kind})"
+    rates = f"{device.read_gbps.value:,.0f} GB/s and {device.bf16_tflops.value:g} TFLOP/s ({device.dtype}, {device.read_gbps.kind})"
     yield f"modelled: {question.efficiency:.0%} of {rates}, {question.host_us:g} µs of waiting a step; 1 GB of memory for the driver"
     selectors = sorted({selection.selector for selection in question.selections if not selection.is_dense})
+    for selection in question.selections:
+        if not selection.is_dense and selection.selector == "indexer":
+            yield from model_cost.added_indexer(question.like, selection)
+            break
     if selectors:
         yield f"selected keys: what {', '.join(selectors)} reads to choose is counted, and the cache keeps every key"
     yield "quality is not modelled: selecting keys and dropping bits lose some, `selkey bench quality` measures how much"

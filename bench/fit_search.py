@@ -1,7 +1,7 @@
 """The search behind `fit`: every combination of shapes, formats, selections and bits of a weight, as arrays.
 
-Bytes, operations and memory of a step are those of `predict.decode_step`. They are linear in the bits of a weight, so that it is asked
-once for each shape, format and selection, in 16 bits.
+Bytes, operations and memory of a step are those of `predict.decode_step`. The formulas take arrays of head counts, so that they are asked
+once for each width of a head, format and selection; they are linear in the bits of a weight, and asked in 16 bits.
 """
 
 import functools
@@ -10,6 +10,7 @@ from math import log2
 import numpy as np
 
 from selkey.bench import model_cost, predict
+from selkey.bench.architecture import Model
 
 _PARTS = ("weights", "lm_head", "attention", "selector")  # the first two shrink with the bits of a weight
 
@@ -22,6 +23,8 @@ def shapes(question):
             if question.fix == "hidden" and heads * width != like.n_heads * like.head_dim:
                 continue
             if question.fix == "head_dim" and width != like.head_dim:
+                continue
+            if question.widest and heads * width > question.widest:
                 continue
             groups = (like.n_kv_heads,) if question.fix == "kv_heads" else range(1, heads + 1)
             found += [(heads, kv, width) for kv in groups if heads % kv == 0]
@@ -42,21 +45,35 @@ def kv_bits(like, format):
     return round(8 * sum(model_cost.row_bytes(wide, format)) / 1024)
 
 
+class Together(Model):
+    """Models of one width of a head at once: n_heads and n_kv_heads are arrays of whole numbers, as floats, and nothing is checked."""
+
+    # arrays have no hash
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+    @classmethod
+    def of(cls, like, **changes):
+        made = object.__new__(cls)
+        vars(made).update(vars(like) | changes)
+        return made
+
+    def replace(self, **changes):
+        return Together.of(self, **changes)
+
+
 class Grid:
     """Every combination, by one index.
 
     Attributes:
-        models: the example with each shape.
+        shapes: [combinations of heads, 3]: n_heads, n_kv_heads, head_dim.
         speed: [combinations], tokens/s of a sequence. held: [combinations], bytes.
         quality: [combinations, 5]: query width, KV width, KV bits, share of keys read, bits of a weight; more is better in each.
     """
 
     def __init__(self, question):
         self.question = question
-        self.models = [
-            question.like.replace(n_heads=heads, n_kv_heads=kv, head_dim=width, v_head_dim=width) for heads, kv, width in shapes(question)
-        ]
-        self.sizes = len(self.models), len(question.formats), len(question.selections), len(question.weight_bits)
+        self.shapes = np.array(shapes(question))
+        self.sizes = len(self.shapes), len(question.formats), len(question.selections), len(question.weight_bits)
         self.speed, self.held = self._predict()
         self.quality = self._quality()
         self.strain = np.maximum(self.held / question.memory_bytes, question.tok_s / self.speed)
@@ -65,18 +82,26 @@ class Grid:
         """(shape, format, selection, bits of a weight) of a combination, as indices."""
         return np.unravel_index(index, self.sizes)
 
+    def model(self, shape):
+        """The example with one of the shapes."""
+        heads, kv, width = (int(number) for number in self.shapes[shape])
+        return self.question.like.replace(n_heads=heads, n_kv_heads=kv, head_dim=width, v_head_dim=width)
+
     def _predict(self):
         question = self.question
         bits = np.array(question.weight_bits, dtype=float) / 16
-        read, flops, held = [], [], []
-        for model in self.models:
-            for format in question.formats:
-                for selection in question.selections:
-                    step = step_of(question, model, format, selection, 16)
-                    read.append([step.bytes[part] for part in _PARTS])
-                    flops.append([step.flops[part] for part in _PARTS])
-                    held.append((step.memory["weights"], sum(step.memory.values()) - step.memory["weights"]))
-        read, flops, held = (np.array(found, dtype=float)[:, None, :] for found in (read, flops, held))
+        parts = (*self.sizes[:3], len(_PARTS))
+        read, flops, held = np.empty(parts), np.empty(parts), np.empty((*self.sizes[:3], 2))
+        for places, model in self._groups():
+            for at, format in enumerate(question.formats):
+                for chosen, selection in enumerate(question.selections):
+                    found = predict.parts(model, question.context, question.batch, 16, format, selection)
+                    for place, part in enumerate(_PARTS):
+                        read[places, at, chosen, place], flops[places, at, chosen, place] = found[0][part], found[1][part]
+                    memory = model_cost.memory(model, question.context, question.batch, 16, format, selection)
+                    held[places, at, chosen, 0] = memory.pop("weights")
+                    held[places, at, chosen, 1] = sum(memory.values())
+        read, flops, held = (found.reshape(-1, 1, found.shape[-1]) for found in (read, flops, held))
         scales = np.ones((len(bits), len(_PARTS)))
         scales[:, :2] = bits[:, None]
         memory_us = read * scales / (question.device.read_gbps.value * question.efficiency * 1e3)
@@ -84,11 +109,23 @@ class Grid:
         total_us = np.maximum(memory_us, matrix_us).sum(-1) + question.host_us
         return (1e6 / total_us).ravel(), (held[..., 0] * bits + held[..., 1]).ravel()
 
+    def _groups(self):
+        """(places among the shapes, `Together` of them); an indexer joins the rows of all KV heads, so that it takes one count of them."""
+        is_joined = any(not one.is_dense and one.selector == "indexer" for one in self.question.selections)
+        heads, kv, width = self.shapes.T
+        _, group = np.unique(self.shapes[:, 1:] if is_joined else width[:, None], axis=0, return_inverse=True)
+        for number in range(group.max() + 1):
+            places = np.flatnonzero(group.ravel() == number)
+            first, columns = places[0], int(width[places[0]])
+            n_kv_heads = int(kv[first]) if is_joined else kv[places].astype(float)
+            changes = {"n_heads": heads[places].astype(float), "n_kv_heads": n_kv_heads, "head_dim": columns, "v_head_dim": columns}
+            yield places, Together.of(self.question.like, **changes)
+
     def _quality(self):
         question = self.question
-        widths = np.array([(model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim) for model in self.models], dtype=float)
+        widths = (self.shapes[:, :2] * self.shapes[:, 2:]).astype(float)
         axes = (
-            np.arange(len(self.models)),
+            np.arange(len(self.shapes)),
             [kv_bits(question.like, format) for format in question.formats],
             [selection.keys(question.context) / question.context for selection in question.selections],
             question.weight_bits,
@@ -145,7 +182,7 @@ class Grid:
 
         def unusual(index):
             shape, format, _, _ = self.places(index)
-            width = self.models[shape].head_dim
+            width = self.shapes[shape][2]
             return width != self.question.like.head_dim, abs(log2(width / 128)), format
 
         return min(equals, key=unusual)

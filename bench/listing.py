@@ -22,7 +22,10 @@ def _models():
                 "heads": f"{model.n_heads}/{model.n_kv_heads}",
                 "width": model.head_dim, "KV B/token": f"{kv_bytes_per_token(model):,}", "source": model.source,
             },
-            {"title": model.title, "parameters": count.total, "active_parameters": count.active, "notes": model.notes, "figures": figures},
+            {
+                "name": model.name, "title": model.title, "parameters": count.total, "active_parameters": count.active,
+                "kv_bytes_per_token": kv_bytes_per_token(model), "notes": model.notes, "figures": figures, "source": model.source,
+            },
         )  # fmt: skip
 
 
@@ -32,11 +35,12 @@ def _devices():
     for device in DEVICES.values():
         figures = device.figures()
 
-        def text(name, factor=1.0, figures=figures):
+        def text(name, factor=1.0, figures=figures, device=device):
             if name not in figures:
                 return "–"
             mark = "~" if figures[name].kind == "derived" else ""
-            return f"{mark}{figures[name].value / factor:.4g}"
+            of = f" {device.dtype}" if name == "bf16_tflops" and device.dtype != "bf16" else ""
+            return f"{mark}{figures[name].value / factor:.4g}{of}"
 
         sources = dict.fromkeys(figures[name].source for name in ("read_gbps", "bf16_tflops"))
         yield (
@@ -44,7 +48,10 @@ def _devices():
                 "name": device.name, "GB": text("memory_bytes", 1e9), "GB/s": text("read_gbps"), "bf16 TF": text("bf16_tflops"),
                 "fp8 TF": text("fp8_tflops"), "L2 MiB": text("l2_bytes", 2**20), "W": text("watts"), "source": "; ".join(sources),
             },
-            {"title": device.title, "figures": {name: asdict(figure) for name, figure in figures.items()}},
+            {
+                "name": device.name, "title": device.title, "dtype": device.dtype,
+                "figures": {name: asdict(figure) for name, figure in figures.items()}, "source": "; ".join(sources),
+            },
         )  # fmt: skip
 
 
@@ -52,7 +59,7 @@ def _formats():
     for name, kind in LAYOUTS.items():
         width = 576 if kind.is_joint else 128
         what = "latent row, value inside" if kind.is_joint else "key or value row"
-        yield {"name": name, "bytes": kind.bytes_per_row(width), "columns": width, "of": what, "source": f"kernels/formats/{name}.py"}, {}
+        yield _alike(name=name, bytes=kind.bytes_per_row(width), columns=width, of=what, source=f"kernels/formats/{name}.py")
 
 
 def _selectors():
@@ -63,7 +70,11 @@ def _selectors():
     for selector in model_cost.SELECTORS.values():
         read = model_cost.selector_bytes(model, context, selection=model_cost.Selection(0.05, selector.name))
         share = units.percent(read / cache) if read else "0"
-        yield {"name": selector.name, "reads of KV": share, "what": selector.title, "source": selector.source}, {"page": selector.page}
+        both = {"what": selector.title, "source": selector.source}
+        yield (
+            {"name": selector.name, "reads of KV": share} | both,
+            {"name": selector.name, "share_of_cache_read": read / cache, "page": selector.page} | both,
+        )
 
 
 def _workloads():
@@ -73,7 +84,7 @@ def _workloads():
         home = peer_workloads if hasattr(peer_workloads, name) else workloads
         made_by = getattr(home, name, None) or getattr(home, f"{name}_sweep")
         where = f"{home.__name__.rpartition('.')[2]}.{made_by.__name__}"
-        yield {"name": name, "what": _first(inspect.getdoc(made_by)), "source": where}, {}
+        yield _alike(name=name, what=_first(inspect.getdoc(made_by)), source=where)
 
 
 def _implementations():
@@ -82,14 +93,15 @@ def _implementations():
     for name, peer in PEERS.items():
         home = peer.__name__ if inspect.ismodule(peer) else type(peer).__module__
         text = peer.__doc__ if inspect.ismodule(peer) else inspect.getmodule(type(peer)).__doc__
-        yield {"name": name, "reads": peer.READS, "what": _first(text), "source": home.removeprefix("selkey.")}, {}
+        yield _alike(name=name, reads=peer.READS, what=_first(text), source=home.removeprefix("selkey."))
 
 
 def _claims():
     from selkey.bench import claims
 
     for claim in claims.read():
-        yield {"name": claim.id, "statement": claim.statement, "source": f"seed {claim.seed}"}, {"note": claim.note}
+        shown = {"name": claim.id, "statement": claim.statement, "source": f"seed {claim.seed}"}
+        yield shown, shown | {"note": claim.note}
 
 
 def _plots():
@@ -98,7 +110,7 @@ def _plots():
     for name, draw in (plot.ALL | plot.CEILING_FIGURES).items():
         home = inspect.getmodule(draw)
         text = inspect.getdoc(draw) or home.__doc__
-        yield {"name": name, "what": _first(text), "source": home.__name__.removeprefix("selkey.")}, {}
+        yield _alike(name=name, what=_first(text), source=home.__name__.removeprefix("selkey."))
 
 
 KINDS = {
@@ -108,8 +120,12 @@ KINDS = {
 
 
 def entries(kind):
-    """What there is of a kind: (what a table shows, what JSON has besides) of each, both dicts; "name" and "source" are in every one."""
+    """What there is of a kind: (what a table shows, what JSON has) of each, both dicts with "name" and "source"; JSON has plain numbers."""
     return list(KINDS[kind]())
+
+
+def _alike(**shown):
+    return shown, shown
 
 
 def _first(text):

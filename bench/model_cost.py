@@ -15,7 +15,8 @@ from selkey.bench.selector_cost import INDEX_SCALE_BYTES, SELECTORS, Shape
 from selkey.kernels.layouts import LAYOUTS
 
 __all__ = [
-    "CONTEXT_OF_A_PROGRAM", "DENSE", "SELECTORS", "Selection", "attention_bytes", "decode_bytes", "expected_experts", "flops_per_token",
+    "CONTEXT_OF_A_PROGRAM", "DENSE", "SELECTORS", "Selection", "added_indexer", "attention_bytes", "decode_bytes", "expected_experts",
+    "flops_per_token",
     "index_key_bytes", "keys_read", "kv_bytes", "kv_bytes_per_token", "layer_row_bytes", "list_bytes", "memory", "own_selection",
     "row_bytes", "selector_bytes", "selector_shape", "with_indexer",
 ]  # fmt: skip
@@ -159,6 +160,15 @@ def decode_bytes(model, context, batch=1, weight_bits=16, format="bf16", selecti
     }
 
 
+def added_indexer(model, selection):
+    """A sentence about the indexer that is added to a model, in a list that is empty where none is."""
+    more = with_indexer(model, selection)
+    if more is model:
+        return []
+    count = (parameters(more).total - parameters(model).total) / 1e9
+    return [f"an indexer of {more.index_heads} × {more.index_dim} is added: {count:.3g} B parameters"]
+
+
 def expected_experts(model, batch):
     """Distinct experts that a batch meets in a layer, where each token draws its own: E (1 − (1 − k/E)^b)."""
     E = model.n_experts
@@ -174,8 +184,8 @@ def flops_per_token(model, context, selection=None, causal=False):
 
     Returns:
         dict: "qkv", "attention" (logits and weighted values), "selector" (an indexer's projections included), "attention_out", "mlp",
-        "router", "lm_head" → operations. All but "attention" and the scores of the selector sum to
-        2 · matmul_active, that of an added indexer included.
+        "router", "lm_head" → operations. All but "attention" and the scores of the selector sum to 2 · matmul_active,
+        an added indexer included.
 
     A latent row costs latent_dim + rope_dim and latent_dim columns a head where few queries read it, and is expanded into head_dim and
     v_head_dim where all keys are read by many (causal and dense), which is cheaper.
@@ -210,9 +220,8 @@ def memory(model, context, batch=1, weight_bits=16, format="bf16", selection=Non
         overhead: what the driver and the libraries take, an assumption.
 
     Returns:
-        dict: "weights" (all of them), "kv" (index keys of the model's own indexer included), "selector" (what else it keeps, keys of an added
-        indexer among it),
-        "activations" (vectors of one step and logits in fp32; not those of a prefill), "overhead".
+        dict: "weights" (all of them), "kv" (index keys of the model's own indexer included), "selector" (what else it keeps: keys of
+        an added indexer, too), "activations" (vectors of one step and logits in fp32; not those of a prefill), "overhead".
     """
     selection = selection or own_selection(model)
     kept = 0

@@ -20,7 +20,11 @@ _LIMITS = {"memory": "reads", "matrix": "flops", "host": "host"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What was asked, and for each context the expected step, the same at efficiency 1, and the prefill of it."""
+    """What was asked, and for each context the expected step, the same at efficiency 1, the prefill of it, and a step with all keys.
+
+    Attributes:
+        break_even: the context from which on the selection is faster than all keys, or None.
+    """
 
     model: Model
     device: Device
@@ -30,21 +34,25 @@ class Answer:
     steps: list
     roofs: list
     prefills: list
+    denses: list
+    break_even: int | None
 
 
-def answer(model, device, contexts, *, batch, weight_bits, format, selection, efficiency):
+def answer(model, device, contexts, *, batch, weight_bits, format, selection, efficiency, prefill_efficiency, host_us):
     """Predict every context.
 
     Raises:
         ValueError: a format that does not hold the rows of the model, or numbers out of range.
     """
-    asked = {"batch": batch, "weight_bits": weight_bits, "format": format}
-    steps, roofs, prefills = [], [], []
-    for context in contexts:
-        steps.append(predict.decode_step(model, device, context=context, selection=selection, efficiency=efficiency, **asked))
-        roofs.append(predict.decode_step(model, device, context=context, selection=selection, efficiency=1.0, **asked))
-        prefills.append(predict.prefill_time(model, device, context, selection, weight_bits=weight_bits))
-    return Answer(model, device, selection, asked | {"efficiency": efficiency}, list(contexts), steps, roofs, prefills)
+    shape = {"batch": batch, "weight_bits": weight_bits, "format": format, "host_us": host_us}
+    steps, roofs, denses = (
+        [predict.decode_step(model, device, context=context, selection=one, efficiency=reached, **shape) for context in contexts]
+        for one, reached in ((selection, efficiency), (selection, 1.0), (model_cost.DENSE, efficiency))
+    )
+    prefills = [predict.prefill_time(model, device, context, selection, prefill_efficiency, weight_bits, batch) for context in contexts]
+    from_on = None if selection.is_dense else predict.break_even(model, device, selection, efficiency=efficiency, **shape)
+    asked = shape | {"efficiency": efficiency, "prefill_efficiency": prefill_efficiency}
+    return Answer(model, device, selection, asked, list(contexts), steps, roofs, prefills, denses, from_on)
 
 
 def as_json(answer):
@@ -55,7 +63,7 @@ def as_json(answer):
         "model": {"name": answer.model.name, "parameters": count.total, "active_parameters": count.active, "source": answer.model.source},
         "device": {"name": answer.device.name} | {key: asdict(figure) for key, figure in answer.device.figures().items()},
         "asked": answer.asked | {"k": answer.selection.k, "selector": None if answer.selection.is_dense else answer.selection.selector},
-        "assumptions": assumptions(answer),
+        "assumptions": assumptions(answer), "findings": findings(answer), "break_even_context": answer.break_even,
         "steps": [
             {
                 "context": context, "keys_read": model_cost.keys_read(answer.model, context, answer.selection),
@@ -81,6 +89,8 @@ def show(answer):
         _one(answer, console)
     else:
         console.print(_several(answer))
+    for line in findings(answer):
+        console.print(line, markup=False, soft_wrap=True)
     for line in assumptions(answer):
         console.print(f"assumed: {line}", style="dim", markup=False, soft_wrap=True)
 
@@ -91,8 +101,9 @@ def _one(answer, console):
     for part, title in _PARTS.items():
         if step.time_us[part]:
             in_part = predict.part_bound(step, answer.device, part)
+            sizes = ("", "") if part == "host" else (units.memory(step.bytes[part]), _operations(step.flops[part]))
             table.add_row(
-                title, units.memory(step.bytes[part]), _operations(step.flops[part]), units.duration(roof.time_us[part]),
+                title, *sizes, units.duration(roof.time_us[part]),
                 units.duration(step.time_us[part]), units.percent(step.time_us[part] / step.total_us), _LIMITS[in_part],
             )  # fmt: skip
     table.add_section()
@@ -103,7 +114,9 @@ def _one(answer, console):
     console.print(table)
     holds = ", ".join(f"{title} {units.memory(step.memory[part])}" for part, title in _MEMORY.items() if step.memory[part])
     console.print(f"at {units.count(context)} tokens: roof {_rate(roof)}, expected [bold]{_rate(step)} tokens/s[/bold]", soft_wrap=True)
-    console.print(f"prefill of {units.count(context)} tokens: {units.duration(answer.prefills[0].total_us)}", soft_wrap=True)
+    prompts = f"{answer.asked['batch']} prompts of {units.count(context)}" if answer.asked["batch"] > 1 else units.count(context)
+    took = units.duration(answer.prefills[0].total_us)
+    console.print(f"prefill of {prompts} tokens: {took} at {answer.asked['prefill_efficiency']:g} of the matrix rate", soft_wrap=True)
     console.print(f"memory: {holds}", soft_wrap=True)
     console.print(f"        {_room(step)}\n", soft_wrap=True, style="" if step.fits else "red")
 
@@ -124,26 +137,51 @@ def _several(answer):
     return table
 
 
+def findings(answer):
+    """Sentences: what is odd about what was asked, and from which context on the selection pays."""
+    lines, selection = [], answer.selection
+    short = [step.total_us for step in answer.steps if step.total_us < predict.LAUNCHES_US]
+    if short and not answer.asked["host_us"]:
+        lines.append(f"a step of {units.duration(min(short))} is shorter than its launches alone take: give --host-us")
+    if selection.is_dense:
+        return lines
+    for context, step, dense in zip(answer.contexts, answer.steps, answer.denses, strict=True):
+        chosen, all_keys = (one.bytes["attention"] + one.bytes["selector"] for one in (step, dense))
+        if selection.reads_all(context):
+            lines.append(f"warning: at {units.count(context)} tokens {selection} are all of them: nothing is saved")
+        elif chosen >= all_keys:
+            sizes = f"{units.memory(chosen)} are read to choose and attend, {units.memory(all_keys)} with all keys"
+            lines.append(f"warning: at {units.count(context)} tokens nothing is saved: {sizes}")
+    where = f"from {units.about(answer.break_even)} tokens on" if answer.break_even else "at no context up to 128M"
+    return [*lines, f"break-even: {selection}: a step is faster than with all keys {where}"]
+
+
 def assumptions(answer):
     """What the figures rest on, a line each."""
     device, model = answer.device, answer.model
-    figures = {"read_gbps": "bandwidth {:,.5g} GB/s", "bf16_tflops": "matrix rate {:,.5g} TFLOP/s", "memory_bytes": "memory {:.4g} GB"}
+    figures = {
+        "read_gbps": "bandwidth {:,.5g} GB/s",
+        "bf16_tflops": device.dtype + " matrix rate {:,.5g} TFLOP/s",
+        "memory_bytes": "memory {:.4g} GB",
+    }
     lines = []
     for name, text in figures.items():
         figure = getattr(device, name)
         value = figure.value / 1e9 if name == "memory_bytes" else figure.value
         lines.append(f"{text.format(value)} ({figure.kind}: {figure.source})")
+    reached, in_prefill, waiting = (answer.asked[name] for name in ("efficiency", "prefill_efficiency", "host_us"))
+    lines.append(f"{reached:.2f} of both rates is reached, in prefill {in_prefill:.2f} of the matrix rate")
+    host = f"{waiting:g} µs" if waiting else "no time"
     lines.append(
-        f"{answer.asked['efficiency']:.2f} of both rates is reached, in prefill {predict.PREFILL_EFFICIENCY:.2f} of the matrix rate"
+        f"{units.memory(model_cost.CONTEXT_OF_A_PROGRAM)} for driver and libraries; parts run one after another, {host} on the host"
     )
-    lines.append(
-        f"{units.memory(model_cost.CONTEXT_OF_A_PROGRAM)} for driver and libraries; parts run one after another, no time on the host"
-    )
+    lines.append("memory is that of decoding: activations of a prefill are not counted")
     if model.n_experts:
         met = model_cost.expected_experts(model, answer.asked["batch"])
         lines.append(f"of {model.n_experts} experts a layer a step reads {met:.3g}, the expected number of distinct ones")
     if not answer.selection.is_dense:
         lines.append(f"choosing: {model_cost.SELECTORS[answer.selection.selector].source}")
+        lines += model_cost.added_indexer(model, answer.selection)
     if max(answer.contexts) > model.max_context:
         lines.append(f"more context than the {units.count(model.max_context)} that the model was made for")
     lines.append(f"model: {model.source}" + (f"; {model.notes}" if model.notes else ""))

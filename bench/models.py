@@ -43,6 +43,14 @@ def _gpt_oss(name, title, n_layers, n_experts):
     )  # fmt: skip
 
 
+# from memory: the file was not at hand
+_MISTRAL_CONFIG = "Mistral-7B-v0.1 config.json, recalled: {}"
+_MISTRAL = {
+    "max_context": Sourced(32768, "configuration", _MISTRAL_CONFIG.format("max_position_embeddings (the paper says 8,192)")),
+    "window": Sourced(4096, "configuration", _MISTRAL_CONFIG.format("sliding_window")),
+    "window_layers": Sourced(32, "configuration", _MISTRAL_CONFIG.format("sliding_window, in every layer")),
+}
+_LLAMA_2 = {"max_context": Sourced(4096, "configuration", "Llama-2 config.json, recalled: max_position_embeddings")}
 _GPT2 = "nanoGPT model.py; llm-analysis gpt2 configurations"
 _ALL = (
     _gpt("gpt2", "GPT-2 small", 12, 768, 12, _GPT2),
@@ -50,12 +58,26 @@ _ALL = (
     _gpt("gpt2-large", "GPT-2 large", 36, 1280, 20, _GPT2),
     _gpt("gpt2-xl", "GPT-2 XL", 48, 1600, 25, _GPT2),
     _gpt("gpt3-175b", "GPT-3 175B", 96, 12288, 96, "lambdalabs.com on GPT-3 (96 × 128); llm-analysis megatron-lm-175b.json", 2048),
-    _llama("llama-2-7b", "Llama 2 7B", 32, 4096, 32, 32, 11008, 32000, 4096, "gpt-fast model.py"),
-    _llama("llama-2-70b", "Llama 2 70B", 80, 8192, 64, 8, 28672, 32000, 4096, "gpt-fast model.py"),
+    _llama("llama-2-7b", "Llama 2 7B", 32, 4096, 32, 32, 11008, 32000, 4096, "gpt-fast model.py", derived=_LLAMA_2),
+    _llama("llama-2-70b", "Llama 2 70B", 80, 8192, 64, 8, 28672, 32000, 4096, "gpt-fast model.py", derived=_LLAMA_2),
     _llama("llama-3.2-1b", "Llama 3.2 1B", 16, 2048, 32, 8, 8192, 128256, 131072, "Llama-3.2-1B config.json", head_dim=64, is_tied=True),
     _llama("llama-3-8b", "Llama 3.1 8B", 32, 4096, 32, 8, 14336, 128256, 131072, _CONFIGS),
     _llama("llama-3-70b", "Llama 3.1 70B", 80, 8192, 64, 8, 28672, 128256, 131072, _CONFIGS),
-    _llama("mistral-7b", "Mistral 7B v0.1", 32, 4096, 32, 8, 14336, 32000, 32768, "gpt-fast model.py", window=4096, window_layers=32),
+    _llama(
+        "mistral-7b",
+        "Mistral 7B v0.1",
+        32,
+        4096,
+        32,
+        8,
+        14336,
+        32000,
+        32768,
+        "gpt-fast model.py",
+        window=4096,
+        window_layers=32,
+        derived=_MISTRAL,
+    ),  # fmt: skip
     _llama(
         "mixtral-8x7b",
         "Mixtral 8x7B v0.1",

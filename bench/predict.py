@@ -7,6 +7,7 @@ which is an assumption and is printed: at 1 the result is the roof, which nothin
 from dataclasses import dataclass
 
 from selkey.bench import model_cost
+from selkey.bench.selections import DENSE
 
 # what decoding of a 31 B model in bf16 reached of the promised bandwidth of an RTX PRO 6000 (62 GB, 24 tokens/s and sequence);
 # a bf16 matrix product reached the same share of its promised rate there (417 of 503.8 TFLOP/s)
@@ -15,6 +16,13 @@ EFFICIENCY = 0.83
 EFFICIENCY_OF_MEASURED = 0.91
 # of the matrix rate, in prefill: what good serving reaches end to end
 PREFILL_EFFICIENCY = 0.5
+# launches of a step take about so many µs where no graph replays them
+LAUNCHES_US = 500.0
+# accepted, both ends included; what is outside is a slip of the keyboard
+_RANGES = {
+    "context": (1, 2**63), "batch": (1, 2**31), "weight_bits": (1, 64), "efficiency": (0.01, 1), "flops_efficiency": (0.01, 1),
+    "host_us": (0, 1e9),
+}  # fmt: skip
 _FLOPS_OF_PART = {
     "weights": ("qkv", "attention_out", "mlp", "router"),
     "attention": ("attention",),
@@ -32,7 +40,7 @@ class Step:
         total_us: their sum, µs.
         tok_s: tokens a second of all sequences together.
         bound: what most of the time goes into: "memory", "matrix" or "host".
-        bytes: part → bytes read. flops: part → operations.
+        bytes: part → bytes read (and written, by a selector). flops: part → operations.
         memory: part → bytes held, see `model_cost.memory`.
         capacity_bytes: of the device.
         efficiency: share of the device's peaks that was assumed.
@@ -70,21 +78,15 @@ def decode_step(
         weight_bits: of a weight, scales included.
         format: of the cache, one of `selkey.formats()`.
         selection: `model_cost.Selection`; None: what the model was trained to read.
-        efficiency: share of the device's bandwidth and matrix rate that is reached, above 0 and up to 1.
+        efficiency: share of the device's bandwidth and matrix rate that is reached, 0.01 to 1.
         host_us: µs a step in which the device waits for the host.
         overhead: bytes that driver and libraries take.
 
     Returns:
         Step. Whether it fits is an answer, not an error.
     """
-    _check(context=context, batch=batch, weight_bits=weight_bits)
-    if not 0 < efficiency <= 1:
-        raise ValueError(f"efficiency must be above 0 and at most 1; got {efficiency}")
-    parts = model_cost.decode_bytes(model, context, batch, weight_bits, format, selection)
-    read = parts | {"attention": parts["attention"] + parts["list"]}
-    del read["list"]
-    flops = model_cost.flops_per_token(model, context, selection)
-    flops = {part: batch * sum(flops[name] for name in names) for part, names in _FLOPS_OF_PART.items()}
+    _check(context=context, batch=batch, weight_bits=weight_bits, efficiency=efficiency, host_us=host_us)
+    read, flops = parts(model, context, batch, weight_bits, format, selection)
     memory_us = {part: read[part] / (device.read_gbps.value * efficiency * 1e3) for part in _FLOPS_OF_PART}
     matrix_us = {part: flops[part] / (device.bf16_tflops.value * efficiency * 1e6) for part in _FLOPS_OF_PART}
     time_us = {part: max(memory_us[part], matrix_us[part]) for part in _FLOPS_OF_PART} | {"host": host_us}
@@ -102,6 +104,40 @@ def decode_step(
     )
 
 
+def parts(model, context, batch, weight_bits, format, selection):
+    """(part → bytes, part → operations) of one step of all sequences; the index lists are read by "attention"."""
+    read = model_cost.decode_bytes(model, context, batch, weight_bits, format, selection)
+    read["attention"] += read.pop("list")
+    flops = model_cost.flops_per_token(model, context, selection)
+    return read, {part: batch * sum(flops[name] for name in names) for part, names in _FLOPS_OF_PART.items()}
+
+
+def efficiency_on(device):
+    """The share of a device's rates that is assumed where nobody says otherwise: rates that were measured lie below promised ones."""
+    return EFFICIENCY_OF_MEASURED if device.read_gbps.kind == "measured" else EFFICIENCY
+
+
+def break_even(model, device, selection, **asked):
+    """The context from which on a step with a selection is faster than one with all keys; None: not up to 2²⁷ tokens.
+
+    Args:
+        asked: as for `decode_step`, without context and selection.
+    """
+
+    def gains(context):
+        chosen, all_keys = (decode_step(model, device, context=context, selection=one, **asked).total_us for one in (selection, DENSE))
+        return chosen < all_keys
+
+    # whole pages are chosen
+    first = model_cost.SELECTORS[selection.selector].page.bit_length()
+    high = next((2**power for power in range(first, 28) if gains(2**power)), None)
+    low = (high or 0) // 2
+    while high and high - low > max(1, high // 64):
+        middle = (low + high) // 2
+        low, high = (low, middle) if gains(middle) else (middle, high)
+    return high
+
+
 def part_bound(step, device, part):
     """What the time of one part goes into: "memory", "matrix" or "host"."""
     if part == "host":
@@ -112,7 +148,7 @@ def part_bound(step, device, part):
 
 @dataclass(frozen=True)
 class Prefill:
-    """A predicted prefill of one sequence: part → µs, their sum, prompt tokens a second and the bound as in `Step`."""
+    """A predicted prefill of all sequences: part → µs, their sum, prompt tokens a second and the bound as in `Step`."""
 
     time_us: dict
     total_us: float
@@ -121,26 +157,27 @@ class Prefill:
     efficiency: float
 
 
-def prefill_time(model, device, context, selection=None, flops_efficiency=PREFILL_EFFICIENCY, weight_bits=16):
-    """The time until a prompt of so many tokens is read, one sequence alone; the LM head works for its last token only.
+def prefill_time(model, device, context, selection=None, flops_efficiency=PREFILL_EFFICIENCY, weight_bits=16, batch=1):
+    """The time until prompts of so many tokens are read; the LM head works for the last token of each.
 
     Args:
-        flops_efficiency: share of the matrix rate that is reached; weights are read at `EFFICIENCY` of the bandwidth.
+        flops_efficiency: share of the matrix rate that is reached; weights are read at `efficiency_on` of the bandwidth.
+        batch: prompts, read together.
     """
-    _check(context=context, weight_bits=weight_bits)
-    if not 0 < flops_efficiency <= 1:
-        raise ValueError(f"flops_efficiency must be above 0 and at most 1; got {flops_efficiency}")
+    _check(context=context, batch=batch, weight_bits=weight_bits, flops_efficiency=flops_efficiency)
     flops = model_cost.flops_per_token(model, context, selection, causal=True)
-    tokens = {"weights": context, "attention": context, "selector": context, "lm_head": 1}
-    read = model_cost.decode_bytes(model, context, context, weight_bits, "bf16", model_cost.DENSE) | {"attention": 0, "selector": 0}
-    memory_us = {part: read[part] / (device.read_gbps.value * EFFICIENCY * 1e3) for part in tokens}
+    tokens = {"weights": batch * context, "attention": batch * context, "selector": batch * context, "lm_head": batch}
+    # an added indexer is read with the layers
+    asked = model_cost.with_indexer(model, selection) if selection else model
+    read = model_cost.decode_bytes(asked, context, batch * context, weight_bits, "bf16", DENSE) | {"attention": 0, "selector": 0}
+    memory_us = {part: read[part] / (device.read_gbps.value * efficiency_on(device) * 1e3) for part in tokens}
     matrix_us = {
         part: tokens[part] * sum(flops[name] for name in names) / (device.bf16_tflops.value * flops_efficiency * 1e6)
         for part, names in _FLOPS_OF_PART.items()
     }
     time_us = {part: max(memory_us[part], matrix_us[part]) for part in tokens}
     total = sum(time_us.values())
-    return Prefill(time_us, total, 1e6 * context / total, _bound(memory_us, matrix_us, 0.0), flops_efficiency)
+    return Prefill(time_us, total, 1e6 * batch * context / total, _bound(memory_us, matrix_us, 0.0), flops_efficiency)
 
 
 def _bound(memory_us, matrix_us, host_us):
@@ -153,5 +190,6 @@ def _bound(memory_us, matrix_us, host_us):
 
 def _check(**numbers):
     for name, number in numbers.items():
-        if number <= 0:
-            raise ValueError(f"{name} must be above 0; got {number}")
+        low, high = _RANGES[name]
+        if not low <= number <= high:  # false for nan, too
+            raise ValueError(f"{name} must be between {low:g} and {high:g}; got {number:g}")

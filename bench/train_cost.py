@@ -1,11 +1,13 @@
 """What training a model takes: operations of each part, memory, days, energy, money. Pure functions.
 
     operations   forward, and twice that backward; with recomputation the layers forward once more
-    time         operations executed / (devices · share of the peak rate that is reached · peak rate)
+    time         the model's operations / (devices · MFU · peak rate) = operations executed / (devices · HFU · peak rate)
     energy       device-hours · watts · PUE          money   device-hours · price
 
-Attention is causal: a query of a sequence of s tokens sees s / 2 keys on average. The short cut 6 N D (8 N D with recomputation) counts
-every parameter once a token and no attention; both are given, because published figures use it (Narayanan et al. 2021; Kaplan et al. 2020).
+MFU counts the operations that the model needs, HFU also those that recomputation executes again (Chowdhery et al. 2022, PaLM); dividing
+8 N D by n · the rate that was reached, as Narayanan et al. 2021 do, takes an HFU. Attention is causal: a query of a sequence of s tokens
+sees s / 2 keys on average. The short cut 6 N D (8 N D with recomputation) counts every parameter once a token and no attention; both are
+given, because published figures use it (Kaplan et al. 2020).
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ OPTIMIZER_STEP = {"adamw": 16, "adam8bit": 28, "sgd": 6}
 
 ATTENTION = ("attention logits", "attention values")
 HOURS_OF_DAY, SECONDS_OF_HOUR = 24, 3600
+# what well-tuned training of dense models reaches
+MFU = 0.45
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class TrainCost:
 
     Attributes:
         flops: of the model. executed_flops: with what is recomputed.
-        shortcut, shortcut_days: 6 N D (8 N D), and its days at the same rate.
+        shortcut, shortcut_days: 6 N D at this MFU; or, where an HFU was given and layers run twice, 8 N D at it.
+        mfu, hfu: shares of the peak; what was not given follows from what is counted. tflops: executed by one device a second.
         memory: part → bytes. stored_scores_bytes: what attention that keeps its scores would add to it.
         energy_mwh, money: None where no power or price is known.
     """
@@ -147,6 +152,8 @@ class TrainCost:
     crossing: float
     shortcut: float
     shortcut_days: float
+    mfu: float
+    hfu: float
     tflops: float
     hours: float
     days: float
@@ -162,14 +169,9 @@ class TrainCost:
     def fits(self):
         return sum(self.memory.values()) <= self.capacity_bytes
 
-    @property
-    def mfu(self):
-        """Share of the executed operations that are the model's own."""
-        return self.flops / self.executed_flops
-
 
 def train_cost(
-    model, device, *, tokens, sequence=2048, batch=1, n_devices=1, utilisation=0.45, recompute=False, optimizer="adamw",
+    model, device, *, tokens, sequence=2048, batch=1, n_devices=1, mfu=None, hfu=None, recompute=False, optimizer="adamw",
     precision="bf16", zero=3, price=None, watts=None, pue=1.1,
 ):  # fmt: skip
     """Everything about one training run.
@@ -177,27 +179,37 @@ def train_cost(
     Args:
         model: `selkey.bench.models.Model`. device: `selkey.bench.devices.Device`.
         tokens: D. sequence, batch: tokens of a sequence; sequences on one device at a time, which is one step.
-        utilisation: share of the device's bf16 peak at which operations are executed, recomputed ones among them.
+        mfu: share of the device's 16-bit peak that the model's own operations reach; hfu: that all executed ones reach, recomputed
+            ones among them. One of them; neither: an MFU of `MFU`.
         recompute: keep only the inputs of the layers, and run each layer forward again in the backward pass.
         optimizer, precision, zero: see `selkey.bench.training_memory`.
         price: of a device-hour; watts: of a device; None: not known. pue: power usage effectiveness.
     """
+    if mfu is not None and hfu is not None:
+        raise ValueError("give one of mfu and hfu: the other follows from the operations that are recomputed")
     step = sequence * batch * n_devices
     per_token = training_parts(model, sequence, step, optimizer)
     parts = {name: Part(part.flops * tokens, part.is_matrix) for name, part in per_token.items()}
     flops = sum(part.flops for part in parts.values())
     executed = flops + (recomputed_flops(model, sequence) * tokens if recompute else 0)
-    tflops = utilisation * device.bf16_tflops.value
+    is_executed = hfu is not None
+    hfu = hfu if is_executed else (mfu or MFU) * executed / flops
+    if hfu > 1:
+        raise ValueError(f"an MFU of {mfu:g} with layers that run twice is {hfu:.3g} of the peak in executed operations: give less")
+    tflops = hfu * device.bf16_tflops.value
     hours = device_hours(executed, tflops)
     counted = parameters(model)
-    shortcut = shortcut_flops(counted.active, tokens, recompute)
+    shortcut = shortcut_flops(counted.active, tokens, recompute and is_executed)
+    shortcut_tflops = tflops if is_executed else tflops * flops / executed
     state = training_memory.state_bytes(counted.total, optimizer, precision)
     memory = training_memory.sharded(counted.total, optimizer, precision, zero, n_devices)
     memory |= {"activations": training_memory.activations(model, sequence, batch, recompute)}
+    memory |= {"overhead": model_cost.CONTEXT_OF_A_PROGRAM}
     return TrainCost(
         parts=parts, flops=flops, executed_flops=executed, matrix_share=matrix_share(parts),
         attention_share=attention_share(model, sequence), crossing=crossing(model), shortcut=shortcut,
-        shortcut_days=days(shortcut, n_devices, tflops), tflops=tflops, hours=hours, days=hours / n_devices / HOURS_OF_DAY,
+        shortcut_days=days(shortcut, n_devices, shortcut_tflops), mfu=hfu * flops / executed, hfu=hfu, tflops=tflops, hours=hours,
+        days=hours / n_devices / HOURS_OF_DAY,
         bytes_per_parameter=state / counted.total, state_bytes=state, memory=memory,
         stored_scores_bytes=training_memory.stored_scores(model, sequence, batch, recompute), capacity_bytes=device.memory_bytes.value,
         energy_mwh=None if watts is None else energy_mwh(hours, watts, pue), money=None if price is None else hours * price,

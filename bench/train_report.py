@@ -6,8 +6,10 @@ from rich.table import Table
 from selkey.bench import training_memory, units
 from selkey.bench.models import parameters
 
-_WIDTH = 100
-_MEMORY = {"weights": "weights", "gradients": "gradients", "optimizer": "optimizer states", "activations": "activations"}
+_MEMORY = {
+    "weights": "weights", "gradients": "gradients", "optimizer": "optimizer states", "activations": "activations",
+    "overhead": "driver, libraries",
+}  # fmt: skip
 
 
 def show(model, device, found, asked, sources):
@@ -18,15 +20,18 @@ def show(model, device, found, asked, sources):
         asked: the options by name, `watts` and `price` among them.
         sources: where `watts` and `price` come from, or None.
     """
-    console = Console(highlight=False, width=max(_WIDTH, Console().width))
+    console = Console(highlight=False)
+    # a terminal breaks lines between words, a file or another program gets whole ones
+    whole = {"markup": False, "soft_wrap": not console.is_terminal}
     sizes = parameters(model)
     active = f", {sizes.active / 1e9:.4g} B of them for each token" if sizes.active != sizes.total else ""
-    console.print(f"{model.title}: {sizes.total / 1e9:.4g} B parameters{active}; {asked['tokens']:.4g} tokens in sequences of "
-                  f"{units.count(asked['sequence'])}", soft_wrap=True)  # fmt: skip
+    console.print(f"{model.title} on {device.title}: modelled, nothing was run", **whole)
+    console.print(f"{sizes.total / 1e9:.4g} B parameters{active}; {asked['tokens']:.4g} tokens in sequences of "
+                  f"{units.count(asked['sequence'])}", **whole)  # fmt: skip
     console.print(_operations(found))
-    console.print(_memory(model, found, asked))
+    console.print(_memory(found, asked))
     for line in _lines(device, found, asked, sources, sizes):
-        console.print(line, soft_wrap=True)
+        console.print(line, **whole)
 
 
 def _operations(found):
@@ -37,26 +42,26 @@ def _operations(found):
     for name, part in sorted(found.parts.items(), key=lambda entry: -entry[1].flops):
         if part.flops:
             table.add_row(name.replace("_", " "), f"{part.flops:.3e}", share_text(part.flops / total), "matrix" if part.is_matrix else "")
-    table.add_row("all", f"{total:.3e}", "", f"{100 * found.matrix_share:.2f} % in matrix products, "
-                  f"{share_text(1 - found.matrix_share)} elsewhere")  # fmt: skip
+    in_matrices = f"{100 * found.matrix_share:.2f} % in matrix products"
+    table.add_row("together", f"{total:.3e}", "", in_matrices)
     return table
 
 
-def _memory(model, found, asked):
+def _memory(found, asked):
     spread = f"ZeRO-{asked['zero']} over {asked['n_devices']}" if asked["zero"] and asked["n_devices"] > 1 else "nothing spread"
     table = Table(title=f"Memory of one device, {spread}", title_justify="left", box=None, pad_edge=False)
-    for heading, side in (("part", "left"), ("bytes a parameter", "right"), ("", "right")):
+    for heading, side in (("part", "left"), ("B a parameter", "right"), ("size", "right")):
         table.add_column(heading, justify=side)
     each = training_memory.bytes_of_parameter(asked["optimizer"], asked["precision"])
     for name, size in found.memory.items():
         table.add_row(_MEMORY[name], str(each.get(name, "")), units.memory(size))
-    table.add_row("all", f"{found.bytes_per_parameter:.0f}", units.memory(sum(found.memory.values())))
+    table.add_row("together", "", units.memory(sum(found.memory.values())))
     return table
 
 
 def _lines(device, found, asked, sources, sizes):
     """The findings as sentences."""
-    factor = 8 if asked["recompute"] else 6
+    factor = 8 if asked["recompute"] and asked["hfu"] else 6
     needed, capacity = sum(found.memory.values()), found.capacity_bytes
     verdict = f"fits {units.memory(capacity)} of {device.title}"
     if not found.fits:
@@ -70,11 +75,12 @@ def _lines(device, found, asked, sources, sizes):
         f"attention {share_text(found.attention_share)} of the matrix operations at {units.count(asked['sequence'])}; as much as the "
         f"matrices of its layers from {found.crossing:,.0f} tokens on (causal; {found.crossing / 2:,.0f} if not)"
     )
-    own = f"; {found.mfu:.0%} of the operations are the model's own, the rest recomputed" if asked["recompute"] else ""
-    peak = f"{asked['utilisation']:.4g} of {device.bf16_tflops.value:g}, {device.bf16_tflops.kind}"
+    own = found.flops / found.executed_flops
+    again = f"; {own:.0%} of what is executed are the model's own operations, the rest is recomputed" if asked["recompute"] else ""
+    peak = f"of {device.bf16_tflops.value:g} {device.dtype}, {device.bf16_tflops.kind}"
     yield (
         f"time      {found.days:.3g} days on {asked['n_devices']:,} × {device.title}, {found.hours:,.0f} device-hours at "
-        f"{found.tflops:.4g} TFLOP/s ({peak}){own}"
+        f"{found.tflops:.4g} TFLOP/s ({peak}): MFU {found.mfu:.3g}, HFU {found.hfu:.3g}{again}"
     )
     yield (
         f"short cut {factor} N D = {factor} · {sizes.active:.4g} · {asked['tokens']:.4g} = {found.shortcut:.4g} FLOPs, "

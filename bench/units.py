@@ -65,6 +65,14 @@ def count(number):
     return str(number)
 
 
+def about(number):
+    """8192 → "8k", 8300 → "8.1k": rounded, unlike `count`."""
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
 def memory(number):
     """Bytes → "4.29 GB" (GB = 10⁹ B, as in every figure of this project)."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

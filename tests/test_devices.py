@@ -105,13 +105,20 @@ def test_a_measured_device(tmp_path):
     assert (found.read_gbps.value, found.bf16_tflops.value, found.memory_bytes.value) == (21.5, 0.9, 2**34)
     assert {figure.kind for figure in found.figures().values()} == {"measured"} and found.watts is None
     path.write_text(json.dumps(ceilings(matrix_tflops={"fp32": 0.3})))
-    assert "fp32" in from_ceilings(path).bf16_tflops.source
+    assert "fp32" in from_ceilings(path).bf16_tflops.source and from_ceilings(path).dtype == "fp32"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", json.dumps(ceilings(matrix_tflops={})), json.dumps(ceilings(read_gbps="fast")), json.dumps(ceilings(read_gbps=0))],
-)
+    [
+        "{", "[]", "{}", "9" * 5000, "[" * 100_000, 
+        *(json.dumps(ceilings(matrix_tflops=rates)) for rates in ({}, {"bf16": "1"}, [1], None)),
+        *(json.dumps(ceilings(read_gbps=rate)) for rate in ("fast", "20.5", True, None, [1], 0, 1e-320, 1e300, float("nan"))),
+        *(json.dumps(ceilings(env={"device": device, "memory_bytes": 2**34})) for device in (None, [], 3, " ", "a\nb")),
+        *(json.dumps(ceilings(env={"device": "Card", "memory_bytes": memory})) for memory in ("16G", True, 1, -1)),
+        json.dumps(ceilings(env={"device": "Card", "memory_bytes": 2**34, "cores": "4"})),
+    ],
+)  # fmt: skip
 def test_what_holds_no_ceilings_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "ceilings.json"
     path.write_text(text)
@@ -127,3 +134,13 @@ def test_a_missing_file(tmp_path):
 
 def test_sectors():
     assert devices.SECTOR_BYTES == {"cuda": 32, "cpu": 64}
+
+
+def test_a_device_without_bf16_says_so():
+    assert {each.name for each in DEVICES.values() if each.dtype != "bf16"} == {"v100-sxm2-32g"}
+
+
+def test_prices_have_a_place_and_a_time():
+    prices = {name: each.price_per_hour for name, each in DEVICES.items() if each.price_per_hour}
+    assert prices["a100-80g-sxm"].value == prices["v100-sxm2-32g"].value == 1.5
+    assert all("20" in price.source or "undated" in price.source for price in prices.values())

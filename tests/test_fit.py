@@ -1,10 +1,8 @@
 """Backwards: what `fit` finds is what going forwards gives, nothing larger fits, and it says which condition must give."""
 
-import json
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -79,6 +77,8 @@ def test_fixed_hidden_size_keeps_the_query_width_and_fixed_head_dim_the_width_of
     free = fit_search.shapes(replace(ASKED, fix="none"))
     assert all(heads % kv == 0 and width % 8 == 0 and 32 <= width <= 256 for heads, kv, width in free)
     assert {heads for heads, *_ in free} == {8, 16, 32, 64, 128}
+    assert {width for *_, width in free} == {32, 64, 96, 128, 192, 256}
+    assert max(heads * width for heads, _, width in fit_search.shapes(replace(ASKED, fix="none", widest=8192))) == 8192
 
 
 def test_the_figure_by_hand():
@@ -169,51 +169,28 @@ def test_heads_as_text(text, heads):
     assert parse_heads(text) == heads
 
 
-def test_the_command_needs_nothing_but_a_device():
-    result = asked("--device", "rtx-pro-6000")
-    assert result.exit_code == 0, result.output
-    for words in ("Take 64 heads × 128 over 8 KV heads", "29.9 tokens/s in 51.5 GB", "83% of 1,792 GB/s", "quality is not modelled"):
-        assert words in result.output
+def test_a_selection_that_reads_every_key_is_all_keys():
+    chosen = (Selection(None), Selection(2048, "quest"), Selection(0.05, "quest"))
+    assert replace(ASKED, context=1024, selections=chosen).selections == (Selection(None), Selection(0.05, "quest"))
+    assert "2k keys by quest" not in asked("--like", "gpt2", "--context", "1k", "--k", "2k", "--tok-s", "900").output
 
 
-def test_the_heads_of_the_example_are_tried():
-    found = json.loads(asked("--like", "qwen2.5-7b", "--context", "4k", "--json", "--weights", "16", "--formats", "bf16").output)
-    assert found["best"][0]["n_heads"] == 28 and found["best"][0]["head_dim"] == 128
+def test_an_added_indexer_counts_as_going_forwards_does():
+    chosen = (Selection(2048, "indexer"), Selection(None))
+    for name in ("llama-3-8b", "gpt-oss-20b"):
+        like = models.model(name)
+        question = replace(ASKED, like=like, selections=chosen, formats=("int4",), weight_bits=(8,), widest=like.n_heads * like.head_dim)
+        grid, every = fit_search.Grid(question), combinations(question)
+        for index in range(len(every)):
+            _, speed, held = forwards(question, *every[index])
+            assert grid.speed[index] == pytest.approx(speed, rel=1e-12) and grid.held[index] == pytest.approx(held, rel=1e-12)
+    assert "an indexer of 64 × 128 is added" in asked("--like", "llama-3-8b", "--selector", "indexer", "--k", "2k").output
 
 
-def test_the_command_as_json():
-    found = json.loads(asked("--memory", "90G", "--json", "--all").output)
-    assert found["asked"]["memory_bytes"] == 90e9 and found["fits"] >= len(found["all"]) >= len(found["best"])
-    assert all(row["tok_s"] >= 25 and row["memory_bytes"] <= 90e9 for row in found["all"])
-    assert found["best"][0]["halvings"] == min(row["halvings"] for row in found["best"])
-
-
-def test_the_command_without_an_answer():
-    result = asked("--device", "rtx-4090", "--tok-s", "60")
-    assert result.exit_code == 1 and "must give" in result.output and "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--device", "rtx-9090"], ["--like", "qwen9"], ["--like", "deepseek-v3"], ["--formats", "int3"], ["--k", "some"], ["--heads", "24"],
-        ["--selector", "magic"], ["--memory", "900G"], ["--weights", "0"], ["--context", "12x"], ["--heads", "64:8"], ["--efficiency", "2"],
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line(words):
-    result = asked(*words)
-    assert result.exit_code == 2 and result.output.count("Error:") == 1 and "Traceback" not in result.output
-
-
-def test_records_and_pictures(tmp_path):
-    result = asked("--memory", "90G", "--formats", "bf16,int4", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    assert {row["origin"] for row in rows} == {"modelled"}
-    answers = [row for row in rows if row["case"]["workload"] == "fit" and row["model"]["is_answer"]]
-    assert 1 < len(answers) < len(rows)
-    together = [row for row in rows if row["case"]["workload"] == "fit_batch"]
-    assert max(row["case"]["batch"] for row in together) > 1
-    assert all(np.isclose(row["model"]["j_per_token"], 600 / row["model"]["tok_s"]) for row in together)
-    for name in ("fit.png", "energy.png"):
-        assert (tmp_path / "out" / name).stat().st_size > 10_000
+def test_a_wide_grid_is_asked_in_few_calls(monkeypatch):
+    """A second or less on any machine: widths × formats × selections calls and one for each row that is shown."""
+    calls, plain = [], predict.parts
+    monkeypatch.setattr(predict, "parts", lambda *words: calls.append(1) or plain(*words))
+    found = fit(replace(ASKED, fix="none", heads=(4, 8, 16, 32, 64, 128), head_dims=tuple(range(16, 513, 8))), want_all=True)
+    assert found.tried > 100_000 and len(calls) <= 63 * 5 * 4 + 2 * len(found.best)
+    assert len(found.feasible) > 10 * len(found.best)

@@ -28,7 +28,7 @@ def test_keys_that_do_not_parse(text):
 def test_selections_that_mean_nothing():
     with pytest.raises(ValueError, match="unknown selector 'qest': nearest: quest"):
         Selection(5, "qest")
-    for k in (0, -1, 2.5):
+    for k in (0, -1, 2.5, 1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="k must be a count of keys, a share below 1 or None"):
             Selection(k)
 
@@ -143,6 +143,12 @@ def test_index_keys_are_held_once():
     held = model_cost.memory(V32, 2**15, selection=Selection(2048, "indexer"))
     assert held["selector"] == 0 and held["kv"] == 2**15 * 61 * (1152 + 132)
     assert model_cost.memory(V3, 2**15, selection=Selection(2048, "indexer"))["selector"] == 2**15 * 61 * 132
+
+
+def test_an_added_indexer_is_named():
+    # 32 · 4096 · (8192 + 192) and norms: 1.10 B; the model's own is not added
+    assert model_cost.added_indexer(LLAMA, Selection(2048, "indexer")) == ["an indexer of 64 × 128 is added: 1.1 B parameters"]
+    assert model_cost.added_indexer(V32, Selection(2048, "indexer")) == model_cost.added_indexer(LLAMA, Selection(2048, "quest")) == []
 
 
 def test_memory_of_selectors():

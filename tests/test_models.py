@@ -129,6 +129,11 @@ def test_kinds_differ_where_a_figure_is_derived():
     assert changed.figure("n_kv_heads").kind == "configuration"
 
 
+@pytest.mark.parametrize("name, field", [("mistral-7b", "window"), ("mistral-7b", "max_context"), ("llama-2-7b", "max_context")])
+def test_what_a_source_does_not_say_has_one_of_its_own(name, field):
+    assert "config.json, recalled" in model(name).figure(field).source and "gpt-fast" in model(name).figure("n_heads").source
+
+
 def test_there_are_enough():
     assert len(MODELS) >= 17 and all(each.name == name for name, each in MODELS.items())
 

@@ -1,12 +1,14 @@
 """Predicted steps against figures worked out elsewhere, and what decides them."""
 
+import math
+
 import pytest
 
 from selkey.bench import predict
 from selkey.bench.devices import device
 from selkey.bench.model_cost import DENSE, Selection
 from selkey.bench.models import model
-from selkey.bench.predict import decode_step, prefill_time
+from selkey.bench.predict import break_even, decode_step, prefill_time
 
 QWEN, LLAMA = model("qwen3-32b"), model("llama-3-8b")
 PRO, H100 = device("rtx-pro-6000"), device("h100-sxm")
@@ -111,15 +113,56 @@ def test_prefill_is_a_matter_of_operations():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"context": 0}, "context must be above 0; got 0"),
-        ({"batch": 0}, "batch must be above 0; got 0"),
-        ({"weight_bits": -1}, "weight_bits must be above 0; got -1"),
-        ({"efficiency": 1.2}, "efficiency must be above 0 and at most 1; got 1.2"),
+        ({"context": 0}, "context must be between 1 and 9.22337e"),
+        ({"batch": 0}, "batch must be between 1 and 2.14748e"),
+        ({"weight_bits": -1}, "weight_bits must be between 1 and 64; got -1"),
+        ({"efficiency": 1.2}, "efficiency must be between 0.01 and 1; got 1.2"),
+        ({"weight_bits": 1e-300}, "weight_bits must be between 1 and 64; got 1e-300"),
+        ({"efficiency": 1e-320}, "efficiency must be between 0.01 and 1; got"),
+        ({"efficiency": math.nan}, "efficiency must be between 0.01 and 1; got nan"),
+        ({"host_us": math.nan}, "host_us must be between 0 and 1e"),
+        ({"host_us": -1}, "host_us must be between 0 and 1e"),
+        ({"context": math.nan}, "context must be between 1 and .*; got nan"),
         ({"format": "int3"}, "unknown format 'int3'"),
     ],
 )
 def test_numbers_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         decode_step(LLAMA, H100, **{"context": 1} | changes)
-    with pytest.raises(ValueError, match="flops_efficiency must be above 0"):
+    with pytest.raises(ValueError, match="flops_efficiency must be between 0.01 and 1; got 0"):
         prefill_time(LLAMA, H100, 1, flops_efficiency=0)
+
+
+def test_prompts_are_read_together():
+    one, four = (prefill_time(LLAMA, H100, 2**12, batch=batch) for batch in (1, 4))
+    # but for the LM head, which is read once
+    assert four.total_us == pytest.approx(4 * one.total_us, rel=5e-3) and four.tok_s == pytest.approx(one.tok_s, rel=5e-3)
+    # short ones share the weights
+    assert prefill_time(LLAMA, H100, 4, batch=4).total_us == pytest.approx(prefill_time(LLAMA, H100, 4).total_us, rel=1e-2)
+
+
+def test_where_a_selection_begins_to_pay():
+    # free 5 % pay at once; corners read two keys of a page of 16, so that 2048 keys pay beyond 2048 / (1 - 1/16) = 2185 tokens
+    assert break_even(LLAMA, H100, Selection(0.05)) <= 4
+    found = break_even(LLAMA, H100, Selection(2048, "corners"))
+    assert found == pytest.approx(2185, rel=0.02)
+    times = [decode_step(LLAMA, H100, context=found, selection=one).total_us for one in (Selection(2048, "corners"), DENSE)]
+    assert times[0] < times[1]
+    assert break_even(LLAMA, H100, Selection(2**27)) is None
+
+
+def test_measured_rates_are_reached_further():
+    from dataclasses import replace
+
+    measured = replace(H100, read_gbps=replace(H100.read_gbps, kind="measured"))
+    assert predict.efficiency_on(H100) == 0.83 and predict.efficiency_on(measured) == 0.91
+
+
+def test_an_added_indexer_is_read_and_computed():
+    # 32 layers of 4096 × (64 · 128 + 128 + 64), two norms of 128
+    more = 32 * (4096 * (64 * 128 + 128 + 64) + 256)
+    free, indexed = (decode_step(LLAMA, H100, context=2**15, selection=Selection(2048, name)) for name in ("free", "indexer"))
+    assert indexed.bytes["weights"] - free.bytes["weights"] == 2 * more
+    assert indexed.memory["weights"] - free.memory["weights"] == 2 * more
+    assert indexed.memory["selector"] == 32 * 2**15 * 132
+    assert indexed.flops["selector"] == 32 * 2 * (4096 * (64 * 128 + 128 + 64) + 64 * 128 * 2**15)

@@ -1,5 +1,6 @@
 """What training takes: published figures, and sums that stand here beside the code."""
 
+import dataclasses
 import json
 
 import pytest
@@ -113,9 +114,35 @@ def test_activations_of_experts_are_those_of_the_active_ones():
 def test_recomputation_takes_the_layers_a_fourth_time():
     plain = cost.train_cost(GPT3, A100, tokens=1e9, n_devices=8)
     again = cost.train_cost(GPT3, A100, tokens=1e9, n_devices=8, recompute=True)
-    assert plain.mfu == 1.0 and plain.flops == again.flops
-    assert 0.745 < again.mfu < 0.755
-    assert again.days / plain.days == pytest.approx(1 / again.mfu)
+    assert plain.flops == plain.executed_flops == again.flops
+    assert 0.745 < again.flops / again.executed_flops < 0.755
+    # the model's own operations take as long at one MFU, and longer at one HFU
+    assert again.days == pytest.approx(plain.days) and again.hfu == pytest.approx(0.45 * again.executed_flops / again.flops)
+    executed = cost.train_cost(GPT3, A100, tokens=1e9, n_devices=8, hfu=0.45, recompute=True)
+    assert executed.days / plain.days == pytest.approx(again.executed_flops / again.flops) and executed.hfu == 0.45
+
+
+def test_an_mfu_and_an_hfu_that_were_published():
+    """GPT-3 at 140 TFLOP/s and with 8 N D: 33.9 days of 1024 A100s; the same run by the model's own operations has an MFU near 0.337."""
+    run = {"tokens": 300e9, "n_devices": 1024, "recompute": True}
+    by_hfu = cost.train_cost(GPT3, A100, hfu=140 / 312, **run)
+    n = models.parameters(GPT3).total
+    assert by_hfu.shortcut_days == pytest.approx(8 * 300e9 * n / (1024 * 140e12) / 86400)
+    assert by_hfu.shortcut_days * 175e9 / n == pytest.approx(33.9, abs=0.05)
+    by_mfu = cost.train_cost(GPT3, A100, mfu=by_hfu.mfu, **run)
+    assert by_mfu.days == pytest.approx(by_hfu.days) and by_mfu.shortcut == 6 * n * 300e9
+    assert by_hfu.mfu == pytest.approx(0.337, abs=1e-3)
+    with pytest.raises(ValueError, match="one of mfu and hfu"):
+        cost.train_cost(GPT3, A100, mfu=0.3, hfu=0.4, **run)
+    with pytest.raises(ValueError, match="an MFU of 0.9 with layers that run twice is 1.2 of the peak"):
+        cost.train_cost(GPT3, A100, mfu=0.9, **run)
+
+
+def test_what_fits_leaves_room_for_the_driver():
+    found = cost.train_cost(LLAMA, A100, tokens=1e9, n_devices=64)
+    assert found.memory["overhead"] == 1e9
+    held = sum(found.memory.values())
+    assert not dataclasses.replace(found, capacity_bytes=held - 1).fits and dataclasses.replace(found, capacity_bytes=held).fits
 
 
 def test_what_runs_twice_is_all_but_the_end():
@@ -125,7 +152,7 @@ def test_what_runs_twice_is_all_but_the_end():
 
 
 def test_days_energy_and_money_follow_from_the_hours():
-    found = cost.train_cost(LLAMA, A100, tokens=1e12, n_devices=64, utilisation=0.5, watts=400, price=2.0, pue=1.2)
+    found = cost.train_cost(LLAMA, A100, tokens=1e12, n_devices=64, mfu=0.5, watts=400, price=2.0, pue=1.2)
     assert found.tflops == 156
     assert found.hours == pytest.approx(found.flops / 156e12 / 3600)
     assert found.days == pytest.approx(found.hours / 64 / 24)
@@ -138,35 +165,46 @@ def test_amounts_of_tokens(text, amount):
     assert parse_tokens(text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "12x", "e9", "3e9e9"])
+@pytest.mark.parametrize("text", ["", "0", "-3", "12x", "e9", "3e9e9", "1e99T", "9" * 400, "0.1"])
 def test_amounts_of_tokens_that_do_not_parse(text):
     with pytest.raises(ValueError, match="300e9"):
         parse_tokens(text)
 
 
 def test_the_command():
-    result = asked("gpt3-175b", "--tokens", "300e9", "--n", "1024", "--recompute")
+    result = asked("gpt3-175b", "--tokens", "300e9", "--n", "1024", "--recompute", "--hfu", "0.45", "--device", "a100-80g-sxm")
     assert result.exit_code == 0, result.output
-    for words in ("34.2 days", "8 N D", "147,456", "16 bytes a parameter", "upper bound", "give --price-per-hour"):
+    for words in ("34.2 days", "8 N D", "147,456", "16 bytes a parameter", "upper bound", "$1.26 M at $1.5", "modelled, nothing was run"):
         assert words in " ".join(result.output.split()), result.output
 
 
 def test_the_command_as_json():
     result = asked("llama-3-8b", "--json", "--price-per-hour", "2", "--watts", "350")
     found = json.loads(result.output)
-    assert found["bytes_per_parameter"] == 16 and found["asked"]["sources"] == {"watts": "given", "price": "given"}
+    assert (
+        found["origin"] == "modelled"
+        and found["bytes_per_parameter"] == 16
+        and found["asked"]["sources"] == {"watts": "given", "price": "given"}
+    )
     assert found["money"] == pytest.approx(2 * found["hours"])
     assert not found["fits"]
 
 
 def test_no_money_without_a_price():
-    found = json.loads(asked("llama-3-8b", "--json").output)
-    assert found["money"] is None if A100.price_per_hour is None else found["asked"]["sources"]["price"]
+    assert json.loads(asked("llama-3-8b", "--device", "mi300x", "--json").output)["money"] is None
+    assert "give --price-per-hour" in asked("llama-3-8b", "--device", "mi300x").output
+    assert "2026" in json.loads(asked("llama-3-8b", "--json").output)["asked"]["sources"]["price"]
 
 
 @pytest.mark.parametrize(
-    "words", [["gpt-9"], ["llama-3-8b", "--device", "h20"], ["llama-3-8b", "--tokens", "12x"], ["llama-3-8b", "--mfu", "2"]]
-)
+    "words",
+    [
+        ["gpt-9"], ["llama-3-8b", "--device", "h20"], ["llama-3-8b", "--tokens", "12x"], ["llama-3-8b", "--mfu", "2"],
+        ["llama-3-8b", "--mfu", "1e-320"], ["llama-3-8b", "--pue", "1e300"], ["llama-3-8b", "--watts", "1e-300"],
+        ["llama-3-8b", "--mfu", "0.4", "--hfu", "0.4"], ["llama-3-8b", "--recompute", "--mfu", "1"], ["llama-3-8b", "--n", "9" * 400],
+        ["llama-3-8b", "--seq", "9" * 5000], ["llama-3-8b", "--device", "l4", "--ceilings", "none.json"],
+    ],
+)  # fmt: skip
 def test_bad_input_is_one_line(words):
     result = asked(*words)
     assert result.exit_code == 2 and result.output.count("Error:") == 1 and "Traceback" not in result.output
@@ -182,3 +220,17 @@ def test_records_and_picture(tmp_path):
     assert (tmp_path / "out" / "cost_shares.png").stat().st_size > 10_000
     again = asked("llama-3-8b", "--out", str(tmp_path / "out"))
     assert again.exit_code == 2 and "nothing is overwritten" in again.output
+
+
+def test_a_table_is_no_wider_than_a_terminal():
+    tables = asked("deepseek-v3", "--recompute").output.split("\n")[2:]
+    parts = tables[: next(i for i, line in enumerate(tables) if line.startswith("together") and "GB" in line)]
+    assert len(parts) > 15 and all(len(line) <= 80 for line in parts)
+
+
+def test_a_device_may_be_called_anything_and_its_dtype_is_said(tmp_path):
+    path = tmp_path / "ceilings.json"
+    path.write_text(json.dumps({"env": {"device": "Card [/red]", "memory_bytes": 2**34}, "read_gbps": 20, "matrix_tflops": {"fp32": 1}}))
+    text = asked("gpt2", "--ceilings", str(path)).output
+    assert "Card [/red]" in text and "of 1 fp32, measured" in text
+    assert "of 125 fp16, datasheet" in asked("gpt2", "--device", "v100-sxm2-32g").output

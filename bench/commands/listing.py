@@ -17,7 +17,7 @@ _NOTES = {
 
 @click.command("list", short_help="Presets and names, with sources.")
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
-@click.option("--json", "as_json", is_flag=True, help="One object: kind → entries, every figure with its source.")
+@click.option("--json", "as_json", is_flag=True, help="One object: kind → entries, numbers plain, every figure with its source.")
 def listing(kind, as_json):
     """What commands accept, and where its figures come from. Without a kind: the names of everything."""
     from rich.console import Console
@@ -29,7 +29,7 @@ def listing(kind, as_json):
     except ValueError as problem:
         raise click.ClickException(str(problem)) from None
     if as_json:
-        click.echo(json.dumps({one: [shown | more for shown, more in rows] for one, rows in found.items()}))
+        click.echo(json.dumps({one: [plain for _, plain in rows] for one, rows in found.items()}, allow_nan=False))
         return
     console = Console(highlight=False)
     if kind is None:

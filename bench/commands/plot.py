@@ -26,12 +26,12 @@ def plot(recorded, modelled, out):
     console = Console(highlight=False)
     try:
         rows, ceilings = _read(recorded)
-        with progress.bar(console) as watch:
+        with progress.bar(console, "pictures") as watch:
             if modelled:
-                rows += _modelled(modelled, folder)
+                rows += _modelled(modelled, folder, recorded)
             drawn = list(figures.figures(rows, watch))
             drawn += [found for one in ceilings for found in figures.ceiling_figures(one)]
-            paths = [figures.save(figure, folder / f"{name}.png") for name, figure in drawn]
+            paths = [figures.save(figure, folder / f"{name}.png", recorded) for name, figure in drawn]
     except ValueError as problem:
         raise click.ClickException(str(problem)) from None
     except OSError as problem:
@@ -58,14 +58,17 @@ def _read(paths):
     return rows, ceilings
 
 
-def _modelled(device, folder):
-    """Records of a whole model, written beside the pictures."""
+def _modelled(device, folder, kept):
+    """Records of a whole model, written beside the pictures over nothing but earlier ones."""
     import json
 
     from selkey.bench import records, whole_model
     from selkey.bench.recorded import invocation
 
     rows = whole_model.rows(records.run_block(invocation(), None), device)
-    with records.whole_file(folder / "whole_model.jsonl") as draft:
+    path = folder / "whole_model.jsonl"
+    if path.resolve() in {one.resolve() for one in kept} or not whole_model.is_own(path):
+        raise ValueError(f"{path} holds other records and is not overwritten: choose another folder with --out")
+    with records.whole_file(path) as draft:
         draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return rows

@@ -19,16 +19,17 @@ def report(recorded, out):
     from selkey.bench import progress, report_files
     from selkey.bench import report as pages
 
+    first = recorded[0]
+    path = out or (first if first.is_dir() else first.parent) / pages.NAME
     try:
+        pages.check_target(path, recorded)
         found = report_files.gather(recorded)
     except ValueError as problem:
         raise click.ClickException(str(problem)) from None
     for complaint in found.complaints:
         click.echo(complaint, err=True)
     console = Console(highlight=False)
-    first = recorded[0]
-    path = out or (first if first.is_dir() else first.parent) / pages.NAME
-    with progress.bar(console) as watch:
+    with progress.bar(console, "sections") as watch:
         html = pages.page(found, watch)
     try:
         pages.write(html, path)
