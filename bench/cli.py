@@ -1,6 +1,13 @@
 """The `selkey` command. Torch is imported when a command needs it, so that `selkey --help` answers at once."""
 
-import click
+import sys
+
+from selkey.bench import installation
+
+try:
+    import click
+except ModuleNotFoundError:
+    sys.exit(f"Error: {installation.sentence('click')}")
 
 from selkey.bench.commands.bench import bench
 from selkey.bench.commands.ceilings import ceilings
@@ -23,8 +30,21 @@ from selkey.bench.summaries.command import summaries
 from selkey.bench.training.command import train
 
 
-@click.group()
-@click.version_option(package_name="selkey")
+class _Group(click.Group):
+    """Says which packages are missing where one cannot be imported."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as problem:
+            missing = installation.sentence((problem.name or "").partition(".")[0])
+            if missing is None:
+                raise
+            raise click.ClickException(missing) from None
+
+
+@click.group(cls=_Group)
+@click.version_option(installation.version(), prog_name="selkey")
 def main():
     """Attention over selected keys: what fits, how fast it is, and whether a claim about it is true."""
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,37 +15,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from gpu_parts import RECORD, lines, part, writes
 
 pytest.importorskip("triton")
 
 from selkey.bench.commands.gpu import gpu  # noqa: E402
-from selkey.bench.gpu import check, compiling, plan, pytest_gpu, runner, tune  # noqa: E402
-from selkey.bench.gpu.plan import Part, Setting  # noqa: E402
+from selkey.bench.gpu import check, collect, compiling, plan, pytest_gpu, runner, tune  # noqa: E402
+from selkey.bench.gpu.plan import Setting  # noqa: E402
 from selkey.bench.gpu.runner import Runner  # noqa: E402
 from selkey.bench.gpu.targets import target_of  # noqa: E402
 from selkey.kernels.architectures import ARCHITECTURES  # noqa: E402
 
 SM_90 = ARCHITECTURES["sm_90"]
-RECORD = json.dumps({"schema_version": "1.0", "status": {"state": "ok", "reason": None}})
-
-
-def part(name, program, keeps=(), weight=1.0, **more):
-    """A part that runs a Python program in its folder; {work} and {out} stand for folders."""
-
-    def commands(setting):
-        return [
-            [sys.executable, "-S", "-c", textwrap.dedent(program).replace("{work}", str(setting.work)).replace("{out}", str(setting.out))]
-        ]
-
-    return Part(name, weight, commands, keeps, **more)
-
-
-def writes(name, text=RECORD):
-    return f"import pathlib; pathlib.Path({{work!r}}, {name!r}).write_text({text!r})".replace("{work!r}", "'{work}'")
-
-
-def lines(folder, name="parts.jsonl"):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_what_fails_crashes_or_is_missing_is_a_line_and_the_next_part_goes_on(tmp_path):
@@ -75,7 +55,7 @@ def test_a_part_that_takes_too_long_is_stopped_as_by_a_user_and_keeps_its_files(
         try:
             time.sleep(60)
         except KeyboardInterrupt:
-            pathlib.Path("{work}", "ceilings.json").write_text("1")
+            pathlib.Path("{work}", "ceilings.json").write_text("{}")
     """
     deaf = """
         import signal, subprocess, sys, time
@@ -84,11 +64,11 @@ def test_a_part_that_takes_too_long_is_stopped_as_by_a_user_and_keeps_its_files(
         time.sleep(60)
     """
     run = Runner(tmp_path, "cpu", 1)
-    monkeypatch.setattr(runner, "LEAST", 0.1)
+    monkeypatch.setattr(plan, "LEAST", 0.1)
     monkeypatch.setattr(runner, "GRACE", 0.3)
     run.end = time.monotonic() + 1.2
     begin = time.monotonic()
-    kept, killed, late = run.run([part("kept", patient, ("ceilings.json",)), part("killed", deaf), part("late", "", weight=1e-9)])
+    kept, killed, late = run.run([part("kept", patient, ("ceilings.json",)), part("killed", deaf), part("late", "", startup=(9, 9))])
     assert (kept.state, kept.files, killed.state, killed.files, late.state) == ("timeout", ["ceilings.json"], "timeout", [], "no time")
     assert time.monotonic() - begin < 5
     time.sleep(0.2)
@@ -105,7 +85,7 @@ def test_time_that_a_part_does_not_need_goes_to_those_behind_it(tmp_path):
 
 
 def test_a_folder_with_results_is_completed(tmp_path, monkeypatch):
-    works, fails = part("check", writes("checks.jsonl", "{}"), ("checks.jsonl",)), part("tune", "raise SystemExit('no')")
+    works, fails = part("check", writes("checks.jsonl", '{"ok": true}'), ("checks.jsonl",)), part("tune", "raise SystemExit('no')")
     monkeypatch.setattr("selkey.bench.commands.gpu.PARTS", (works, fails))
     command = ["--device", "cpu", "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(gpu, command).exit_code == 0
@@ -140,7 +120,7 @@ from selkey.bench.gpu.plan import Part
 def part(name, program):
     return Part(name, 1, lambda setting: [[sys.executable, "-S", "-c", program, str(setting.work)]], ("checks.jsonl", "tuned.json"))
 
-write = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'NAME').write_text('[]'); "
+write = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'NAME').write_text('{\\"ok\\": true}'); "
 gpu.PARTS = part("check", write.replace("NAME", "checks.jsonl")), part("tune", write.replace("NAME", "tuned.json") + "time.sleep(60)")
 gpu.gpu(["--device", "cpu", "--out", sys.argv[1]])
 """
@@ -155,7 +135,7 @@ def test_an_interruption_keeps_what_was_measured(tmp_path):
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130 and "what was measured is kept" in output and "Traceback" not in output
     assert [line["state"] for line in lines(tmp_path)] == ["ok", "interrupted"]
-    assert (tmp_path / "tuned.json").read_text() == "[]" == (tmp_path / "checks.jsonl").read_text()
+    assert (tmp_path / "tuned.json").read_text() == '{"ok": true}' == (tmp_path / "checks.jsonl").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -271,7 +251,7 @@ def test_no_test_begins_when_the_time_is_over():
 def test_failed_tests_count_more_than_the_end_of_the_time(tmp_path, report, state):
     (tmp_path / "tests.txt").write_text(report)
     before = "timeout" if report == "passed a" else "ok"
-    assert runner._tests_judged(tmp_path / "tests.txt", before, "what pytest said")[0] == state
+    assert collect.tests_judged(tmp_path / "tests.txt", before, "what pytest said")[0] == state
 
 
 class Stub:

@@ -34,7 +34,7 @@ def _check(options):
     from selkey.bench.gpu.check import check
 
     checked, wrong, left = check(options.device, options.seconds, options.out, _say, is_tiny=options.device == "cpu")
-    print(f"{checked - wrong} of {checked} right" + (f", {left} not reached" if left else ""))
+    print(f"{checked - wrong} of {checked} right" + (f", {left} not reached: time is up" if left else ""))
     return 1 if wrong else 0
 
 
@@ -57,9 +57,10 @@ def _tune(options):
             draft.write_text(json.dumps(tune.tuned_file(entries, environment, architecture.name), indent=1) + "\n", encoding="utf-8")
 
     write([])
-    entries = tune.tune(clock, architecture, options.device, options.seconds, write, _say, is_tiny=options.device == "cpu")
-    print(f"{len(entries)} configurations are faster than the tables'")
-    return 0
+    entries, timed, left = tune.tune(clock, architecture, options.device, options.seconds, write, _say, is_tiny=options.device == "cpu")
+    late = f", {left} not reached: time is up" if left else ""
+    print(f"{len(entries)} configurations are faster than the tables', {timed} shapes timed{late}")
+    return 0 if timed or left else 1
 
 
 def _interpret():

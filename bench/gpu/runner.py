@@ -1,30 +1,33 @@
-"""Runs parts one after the other, each in a process of its own that is stopped when its share of the time is over.
+"""Runs parts one after the other, each in a process of its own.
 
-Whatever happens to a part, its files are collected and the next one begins. `parts.jsonl` has a line for each part that was run.
+It is stopped when its share of the time is over, and as long again as it takes to start.
+
+Whatever happens to a part, what it left is collected and the next one begins. `parts.jsonl` has a line for each part that was run.
 """
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import selkey
+from selkey.bench.gpu import collect, plan
+from selkey.bench.gpu.collect import DONE
 from selkey.bench.gpu.plan import Setting
 
 GRACE = 8.0  # seconds that a part which is stopped has for keeping what it measured
-LEAST = 3.0  # seconds with which a part is worth starting
-DONE = "ok"
+_TAIL = 4000  # bytes of a part's output that are looked at
 
 
 @dataclass
 class Result:
-    """The line of a part. `state`: ok, failed, timeout, missing, interrupted or "no time"."""
+    """The line of a part. `state`: ok, failed, poor (nothing usable came of it), timeout, missing, interrupted or "no time"."""
 
     part: str
     state: str
@@ -42,23 +45,23 @@ class Runner:
         device: "cuda" or "cpu".
         minutes: for all parts together.
         watch: called as watch(Part, Setting, last line of its output) twice a second.
+        complain: called with a sentence about what cannot be written.
     """
 
-    def __init__(self, out, device, minutes, watch=lambda part, setting, line: None):
-        self.out, self.device, self.watch = Path(out), device, watch
+    def __init__(self, out, device, minutes, watch=lambda part, setting, line: None, complain=lambda line: print(line, file=sys.stderr)):
+        # parts run in another folder than this process
+        self.out, self.device, self.watch, self.complain = Path(out).absolute(), device, watch, complain
         self.end = time.monotonic() + 60 * minutes
         self.work = self.out / "work"
         self.work.mkdir(parents=True, exist_ok=True)
+        self.is_all_kept = True
 
     def earlier(self):
         """part → its last Result of earlier runs in this folder, of the environment the first; lines that are none are passed over."""
         found, path = {}, self.out / "parts.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                result = Result(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-            if result.part != "environment" or result.part not in found:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            result = _result(line)
+            if result is not None and (result.part != "environment" or not (result.part in found and found[result.part].details)):
                 found[result.part] = result
         return found
 
@@ -68,102 +71,144 @@ class Runner:
         Raises:
             KeyboardInterrupt: the user interrupted; the part's files are collected and its line is written.
         """
-        weights = [part.weight for part in parts]
         for number, part in enumerate(parts):
-            share = (self.end - time.monotonic()) * part.weight / sum(weights[number:])
-            result, interrupted = self._one(part, share)
-            with (self.out / "parts.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(vars(result)) + "\n")
+            begin = time.monotonic()
+            try:
+                result, interrupted = self._one(part, parts[number:])
+            except Exception as problem:  # a disk that is full, say: the next part may need less of it
+                result, interrupted = Result(part.name, "failed", round(time.monotonic() - begin, 1), _in_a_line(problem), []), False
+                self.is_all_kept = False
+            self._note(result)
             yield result
             if interrupted:
                 raise KeyboardInterrupt
-        shutil.rmtree(self.work, ignore_errors=True)
+        if self.is_all_kept:
+            shutil.rmtree(self.work, ignore_errors=True)
 
-    def _one(self, part, seconds):
+    def share(self, parts):
+        """Seconds of the first of the parts, or None where what is left does not suffice for it.
+
+        Every part that fits has its least, those of more value first; what is left then is shared out by weight.
+        """
+        left = self.end - time.monotonic()
+        kept, needed = [], 0.0
+        for part in parts:
+            least = self._least(part)
+            if needed + least <= left and (part is parts[0] or part.missing() is None):
+                kept, needed = [*kept, part], needed + least
+        if parts[0] not in kept:
+            return None
+        return self._least(parts[0]) + (left - needed) * parts[0].weight / sum(part.weight for part in kept)
+
+    def _least(self, part):
+        return part.startup_on(self.device) + plan.LEAST
+
+    def _note(self, result):
+        path = self.out / "parts.jsonl"
+        try:
+            with path.open("ab+") as file:
+                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # a line that was cut off stays alone
+                file.write((json.dumps(vars(result)) + "\n").encode())
+        except OSError as problem:
+            self.complain(f"{result.part}: its line could not be written to {path}: {problem}")
+
+    def _one(self, part, parts):
         """(Result, whether the user interrupted)"""
         reason = part.missing()
         if reason is not None:
             return Result(part.name, "missing", 0.0, reason, []), False
-        if seconds < LEAST:
-            return Result(part.name, "no time", 0.0, "the other parts took all of it", []), False
+        seconds = self.share(parts)
+        if seconds is None:
+            left = max(0.0, self.end - time.monotonic())
+            reason = f"no time left: it needs {self._least(part):.0f} s and {left:.0f} s are left; run it again, or raise --minutes"
+            return Result(part.name, "no time", 0.0, reason, []), False
         begin = time.monotonic()
         work = self.work / part.name
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        setting = Setting(self.device, seconds, work, self.out)
+        startup = part.startup_on(self.device)
+        setting = Setting(self.device, seconds, work, self.out, startup)
+        # a busy machine starts slowly: better that the last parts are dropped than that every one is stopped just before it has results
+        seconds = min(seconds + startup, self.end - begin)
         state, reason, interrupted = "failed", "nothing was measured for it to work on", False
         try:
             for command in part.commands(setting):
-                state, reason = self._process(part, setting, command, begin + seconds)
+                state, reason = self._process(part, setting, command, begin, seconds)
         except KeyboardInterrupt:
             state, reason, interrupted = "interrupted", None, True
-        files, details, rows = self._collect(part, work)
-        if state == DONE and (rows or str(work) in (reason or "")):
-            reason = rows or None  # the folder that it names is gone in a moment
-        if state == DONE and not files and details is None:
-            state, reason = "failed", "it wrote no results"
-        state, reason = _tests_judged(work / "tests.txt", state, reason)
-        return Result(part.name, state, round(time.monotonic() - begin, 1), reason, files, details), interrupted
+        found = collect.collect(part, work, self.out, state)
+        self.is_all_kept &= not found.problems
+        state, reason = collect.judged(found, work, state, reason)
+        return Result(part.name, state, round(time.monotonic() - begin, 1), reason, found.files, found.details), interrupted
 
-    def _process(self, part, setting, command, deadline):
-        """(state, reason) of one command line."""
-        log = self.out / "log.txt"
-        with log.open("ab") as output:
-            output.write(f"\n=== {part.name}: {' '.join(command)}\n".encode())
-            output.flush()
-            start = output.tell()
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_child_environment(), cwd=_root(),
-                start_new_session=True,
-            )  # fmt: skip
+    def _process(self, part, setting, command, begin, seconds):
+        """(state, reason) of one command line, which is stopped so many seconds after `begin`."""
+        deadline = begin + seconds
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_child_environment(), cwd=_root(),
+            start_new_session=True,
+        )  # fmt: skip
+        output = _Output(process.stdout, self.out / "log.txt", f"\n=== {part.name}: {' '.join(command)}\n")
         is_late = False
         try:
             while process.poll() is None and not is_late:
                 try:
                     process.wait(min(0.5, max(0.01, deadline - time.monotonic())))
                 except subprocess.TimeoutExpired:
-                    self.watch(part, setting, _last_line(log, start))
+                    self.watch(part, setting, output.last_line())
                     is_late = time.monotonic() >= deadline
         finally:
             _stop(process)
-        last = _last_line(log, start)
+            output.reader.join(GRACE)
+        last = output.last_line()
         if is_late:
-            return "timeout", f"stopped after {setting.seconds:.0f} s"
+            return "timeout", f"stopped after {seconds:.0f} s"
         if process.returncode == 0:
             return DONE, last or None
         if "No such command" in last:
             return "missing", last
         return "failed", last or f"exit code {process.returncode}"
 
-    def _collect(self, part, work):
-        """(names of files that hold results of the part, the environment it found, how many records of which state)"""
-        files, states = [], Counter()
-        for name in part.keeps:
-            if (work / name).exists() and (work / name).stat().st_size:
-                shutil.copyfile(work / name, self.out / name)
-                files.append(name)
-        for recorded in sorted(work.rglob("records.jsonl")):
-            text = recorded.read_text(encoding="utf-8", errors="replace")
-            if text.strip():
-                with (self.out / "records.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(text if text.endswith("\n") else text + "\n")
-                files.append("records.jsonl")
-                states.update(re.findall(r'"state": "([^"]+)"', text))
-        rows = ", ".join(f"{count} {state}" for state, count in states.most_common())
-        found = work / "environment.json"
-        return files, json.loads(found.read_text(encoding="utf-8")) if found.exists() else None, rows and f"records: {rows}"
+
+class _Output:
+    """What a process prints: into the log as far as there is room for it, its end into memory. A full disk stops no process that way."""
+
+    def __init__(self, stream, log, title):
+        self.tail = b""
+        self.reader = Thread(target=self._read, args=(stream, log, title.encode()), daemon=True)
+        self.reader.start()
+
+    def _read(self, stream, log, piece):
+        with stream:
+            while piece:
+                try:
+                    with log.open("ab") as file:
+                        file.write(piece)
+                except OSError:
+                    pass
+                piece = stream.read1(2**16)
+                self.tail = (self.tail + piece)[-_TAIL:]
+
+    def last_line(self):
+        lines = [line.strip(" │╭╰─╮╯") for line in self.tail.decode(errors="replace").replace("\r", "\n").splitlines()]
+        return next((line[:300] for line in reversed(lines) if line), "")
 
 
-def _tests_judged(report, state, reason):
-    """What the last line of the report of `pytest_gpu` says: failures count more than the end of the time."""
-    if state == "interrupted" or not report.exists():
-        return state, reason
-    lines = report.read_text(encoding="utf-8").splitlines()
-    wrong = [line for line in lines if line.startswith(("failed", "error"))]
-    summary = lines[-1] if lines and " in " in lines[-1] else f"{len(lines)} tests, then stopped"
-    if wrong:
-        return "failed", summary
-    return ("timeout" if "time is up" in summary else state), summary
+def _result(line):
+    """A line of `parts.jsonl`, or None where it is none."""
+    try:
+        result = Result(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    texts = (result.part, result.state, result.reason or "", *result.files) if isinstance(result.files, list) else (None,)
+    is_whole = all(isinstance(text, str) for text in texts) and isinstance(result.seconds, int | float)
+    return result if is_whole and isinstance(result.details, dict | None) else None
+
+
+def _in_a_line(problem):
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0] if lines else ''}"
 
 
 def _child_environment():
@@ -177,15 +222,6 @@ def _root():
     """Where a source tree begins, so that git and pytest find it; anywhere else where selkey is installed."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").exists() else None
-
-
-def _last_line(log, start):
-    with log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - 4000))
-        text = file.read().decode(errors="replace").replace("\r", "\n")
-    lines = [line.strip(" │╭╰─╮╯") for line in text.splitlines()]
-    return next((line[:300] for line in reversed(lines) if line), "")
 
 
 def _stop(process):

@@ -62,17 +62,19 @@ def tune(clock, architecture, device, seconds, write, say, is_tiny=False):
         say: called with a line about each target.
 
     Returns:
-        list of entries as `selkey.kernels.tuned_configs` reads them, and what was tried beside.
+        (entries, timed, not reached): entries as `selkey.kernels.tuned_configs` reads them, and what was tried beside; how many targets
+        were timed, and for how many the time did not suffice.
     """
     from selkey.bench.gpu import compiling
 
     deadline, entries, wanted = time.monotonic() + seconds, [], targets(is_tiny)
+    timed = reached = 0
     candidates = [target.candidates(architecture)[: 3 if is_tiny else None] for target in wanted]
     if device == "cpu":
         for target, configs in zip(wanted, candidates, strict=True):
-            _tune_one(clock, device, target, configs, entries, say)
+            timed += _tune_one(clock, device, target, configs, entries, say)
             write(entries)
-        return entries
+        return entries, timed, 0
     with compiling.pool() as pool:
         waiting = [
             [pool.submit(compiling.compile_one, architecture, target, config) for config in configs]
@@ -92,23 +94,24 @@ def tune(clock, architecture, device, seconds, write, say, is_tiny=False):
             kept = [
                 config for number, (config, what) in enumerate(zip(configs, compiled, strict=True)) if number == 0 or what.problem is None
             ]
-            _tune_one(clock, device, target, kept, entries, say)
+            timed += _tune_one(clock, device, target, kept, entries, say)
+            reached += 1
             write(entries)
         pool.shutdown(wait=False, cancel_futures=True)
-    return entries
+    return entries, timed, len(wanted) - reached
 
 
 def _tune_one(clock, device, target, configs, entries, say):
-    """Time the configurations of a target; append an entry where one of them wins."""
+    """Time the configurations of a target; append an entry where one of them wins. Returns whether they could be timed."""
     try:
         call = target.prepare(device)
         listed, right = configs[0], [config for config in configs if _is_right(call, config)]
     except Exception as problem:  # of a kernel that never ran here before
         say(f"{target.name}: {type(problem).__name__}: {str(problem).strip().splitlines()[:1]}")
-        return
+        return False
     if listed not in right:
         say(f"{target.name}: the tables' configuration gives a wrong result; nothing was tuned")
-        return
+        return False
     samples = defaultdict(list)
     _sample(clock, call, right, FIRST_SAMPLES, samples)
     best = _fastest(samples)[:FINALISTS]
@@ -125,6 +128,7 @@ def _tune_one(clock, device, target, configs, entries, say):
     say(f"{target.name}: {len(right)} of {len(configs)} right, tables {default:.1f} µs {faster} (fastest {asdict(winner)})")
     if entry is not None:
         entries.append(entry | {"target": target.name, "tried": len(right)})
+    return True
 
 
 def judged(kernel, key, listed, samples):
