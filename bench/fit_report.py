@@ -13,8 +13,8 @@ _ROWS_SHOWN = 20
 _RECORDS, _BATCHED = 2000, 5
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _USUAL = HEAD_DIMS
-_LINE = "{:>10} {:>4}  {:<5} {:<5} {:>4}  {:>7} {:>8}  {}"
-_HEADINGS = ("heads × of", "KV", "keys", "cache", "bits", "tok/s", "memory", "next limit")
+_LINE = "{:>10} {:>4}  {:<5} {:<5} {:>7}  {:>6} {:>8}  {}"
+_HEADINGS = ("heads × of", "KV", "keys", "cache", "weights", "tok/s", "memory", "next limit")
 
 
 def show(found, want_all=False):

@@ -1,6 +1,7 @@
 """Figures from records alone: nothing is measured, looked up or remembered here."""
 
 import io
+from pathlib import Path
 
 from selkey.bench import records
 from selkey.bench.plots import (
@@ -24,6 +25,7 @@ from selkey.bench.plots import (
     summaries,
     table,
     throughput,
+    usable,
     whole_model,
 )  # fmt: skip
 
@@ -49,6 +51,7 @@ CACHE_FIGURES = {
 SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "breakdown": breakdown.draw, "summaries": summaries.draw}
 MODELLED_FIGURES = whole_model.FIGURES | {"fit": pareto.draw, "energy": cost.draw_energy, "cost_shares": cost.draw_shares}
 CEILING_FIGURES = gather.FIGURES  # drawn from a file of `selkey ceilings` instead of records
+_SUFFIXES = (".png", ".dark.png", ".csv")
 ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | MODELLED_FIGURES
 
 
@@ -56,9 +59,10 @@ def figures(rows, watch=lambda *progress: None):
     """Name and Figure of all for which there is data, one after the other.
 
     Args:
-        rows: records, see `selkey.bench.records.read`.
+        rows: records, see `selkey.bench.records.read`; those that lack what is needed are left out.
         watch: told what is drawn, as by `selkey.bench.progress.bar`.
     """
+    rows, _ = usable.rows(rows)
     for number, (name, draw_one) in enumerate(ALL.items()):
         watch(name, number, len(ALL), number / len(ALL))
         figure = draw_one(rows)
@@ -81,15 +85,22 @@ def draw(rows, folder):
     return [save(figure, folder / f"{name}.png") for name, figure in figures(rows)]
 
 
-def save(figure, path):
+def save(figure, path, keep=()):
     """Write the three files of a figure, which is dark afterwards.
 
     Args:
         path: of the light picture; the others stand beside it.
+        keep: files that are not overwritten, whatever they are called.
 
     Returns:
         the same path.
+
+    Raises:
+        ValueError: one of the three is to be kept; nothing is written.
     """
+    for suffix in _SUFFIXES:
+        if path.with_suffix(suffix).resolve() in {Path(one).resolve() for one in keep}:
+            raise ValueError(f"{path.with_suffix(suffix)} is read here and would be overwritten: choose another folder with --out")
     for suffix, content in rendered(figure).items():
         with records.whole_file(path.with_suffix(suffix)) as draft:
             draft.write_bytes(content)
@@ -101,7 +112,7 @@ def rendered(figure):
     light = _png(figure)
     numbers = table.text(figure)
     dark.recolour(figure)
-    return {".png": light, ".dark.png": _png(figure), ".csv": numbers.encode()}
+    return dict(zip(_SUFFIXES, (light, _png(figure), numbers.encode()), strict=True))
 
 
 def _png(figure):

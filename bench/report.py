@@ -14,6 +14,8 @@ from selkey.bench.plots import training
 from selkey.bench.plots.captions import CAPTIONS
 
 NAME = "report.html"
+# of the template: by this a page is known as one that may be written again
+_MARK, _START = b"<title>selkey report", 2000
 _TEMPLATE = "report.html.jinja"
 _VERSIONS = ("selkey", "torch", "triton", "numpy", "python", "cuda", "driver")
 
@@ -73,6 +75,21 @@ def page(found, watch=lambda *progress: None):
     template = files("selkey.bench").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(sections=sections, sources=found.sources, complaints=found.complaints)
+
+
+def check_target(path, read):
+    """Raises ValueError where a page at `path` would overwrite a file that is read, or anything but an earlier page."""
+    if any(path.resolve() == one.resolve() for one in read):
+        raise ValueError(f"--out {path} is a file that is to be read: choose another name")
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError as problem:
+        raise ValueError(f"--out {path} cannot be read: {problem.strerror or problem}") from None
+    if _MARK not in start:
+        raise ValueError(f"--out {path} exists and is no report of selkey: choose another name, or delete it first")
 
 
 def write(html, path):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selkey.bench import ceiling_file, records
+from selkey.bench.plots import usable
 
-_NEEDED = ("run", "env", "case", "status")
 # what tells other files by
 _KINDS = {
     "claims": {"statement", "verdict", "cases"}, "published": {"published", "predicted", "ratio"},
@@ -52,7 +52,8 @@ def gather(paths):
     others = {"ceilings": [], "claims": [], "published": [], "trainings": []}
     for path, is_asked in _listed(paths):
         try:
-            kind, content = _other(path)
+            kind, content, left = _other(path)
+            complaints += [f"{path}: {problem}" for problem in left]
             if kind == "records":
                 good, problems = read_records(path)
                 rows += good
@@ -83,22 +84,11 @@ def read_records(path):
         ValueError: there is none. OSError: the file cannot be read.
     """
     rows, complaints = records.read(path)
-    good = [dict.fromkeys(records.BLOCKS) | row for row in rows if _is_whole(row)]
-    if len(good) < len(rows):
-        complaints.append(f"{len(rows) - len(good)} records lack what every record has ({', '.join(_NEEDED)}, …) and were left out")
+    good, lacking = usable.rows(rows)
+    complaints = [*complaints, *lacking]
     if not good:
         raise ValueError(f"{path} holds no record of `selkey bench`" + (f" ({complaints[0]})" if complaints else ""))
     return good, complaints
-
-
-def _is_whole(row):
-    """Whether the blocks that are there have what a reader relies on."""
-    if not all(isinstance(row.get(block), dict) for block in _NEEDED) or not row.get("origin") or "state" not in row["status"]:
-        return False
-    impl, time, ceilings = (row.get(block) or None for block in ("impl", "time", "ceilings"))
-    is_named = impl is None or "name" in impl
-    is_timed = time is None or "p50" in time.get("t_us", {})
-    return is_named and is_timed and (ceilings is None or {"read_gbps", "matrix_tflops"} <= ceilings.keys())
 
 
 def _listed(paths):
@@ -119,29 +109,42 @@ def _listed(paths):
 
 
 def _other(path):
-    """(what a file is, its objects); ("records", None) for what `read_records` has to read.
+    """(what a file is, its objects, complaints about lines left out); "records" for what `read_records` has to read.
 
     Raises:
-        ValueError: a JSON file of no known kind.
+        ValueError: a JSON file of no known kind, or one that cannot be used in part.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError:
-        if path.suffix == ".jsonl":
-            return "records", None
-        content = json.loads(text)
+    content, complaints = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                content.append(json.loads(line))
+            except (ValueError, RecursionError):
+                complaints.append(f"line {number} is not JSON and was left out")
+    if complaints and path.suffix != ".jsonl":
+        content, complaints = _whole(path), []
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], list):
         content = content[0]
     objects = content if isinstance(content, list) else [content]
     for kind, fields in _KINDS.items():
         if objects and all(isinstance(one, dict) and fields <= one.keys() for one in objects):
             if kind == "ceilings":
-                return kind, [ceiling_file.load(path)]
-            return kind, objects
+                return kind, [ceiling_file.load(path)], []
+            return kind, objects, complaints
     if path.suffix == ".jsonl":
-        return "records", None
+        return "records", None, []
     raise ValueError("holds neither ceilings, claims, published figures nor a training")
+
+
+def _whole(path):
+    """The content of a file that is one JSON text."""
+    content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"line {content[: problem.start].count(10) + 1} is not text") from None
+    except RecursionError:
+        raise ValueError("is not JSON") from None
 
 
 def _latest(rows):
@@ -157,7 +160,7 @@ def _latest(rows):
                 _progress(row),
             ]
         )
-        if key not in kept or row["run"].get("time", "") >= kept[key]["run"].get("time", ""):
+        if key not in kept or (row["run"].get("time") or "") >= (kept[key]["run"].get("time") or ""):
             kept[key] = row
     return list(kept.values()), len(rows) - len(kept)
 

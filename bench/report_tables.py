@@ -76,16 +76,16 @@ def published(found):
 def residuals(rows):
     """Predicted / measured of time and memory: what the cost model's own error is."""
     lines = []
-    for what, ratio, near in (("time", _time_ratio, 0.30), ("memory", _memory_ratio, 0.02)):
+    for what, ratio, bounds in (("time", _time_ratio, (0.10, 0.30)), ("memory", _memory_ratio, (0.02, 0.10))):
         for name in style.implementations([row for row in rows if row["impl"]]):
             found = [value for row in rows if row["impl"] and row["impl"]["name"] == name and (value := ratio(row))]
             if found:
-                within = sum(abs(value - 1) <= near for value in found) / len(found)
-                spread = f"{min(found):.2f} to {max(found):.2f}"
-                lines.append(
-                    (what, style.label(name), len(found), f"{statistics.median(found):.3f}", spread, f"{within:.0%} within {near:.0%}")
+                shares = ", ".join(
+                    f"{sum(abs(value - 1) <= near for value in found) / len(found):.0%} within {near:.0%}" for near in bounds
                 )
-    head = ("what", "implementation", "rows", "predicted / measured, median", "from, to", "share")
+                spread = f"{min(found):.2f} to {max(found):.2f}"
+                lines.append((what, style.label(name), len(found), f"{statistics.median(found):.3f}", spread, shares))
+    head = ("what", "implementation", "rows", "predicted / measured, median", "from, to", "shares")
     return Table("The cost model against the measurement", head, lines)
 
 

@@ -3,9 +3,12 @@
 The decoder is Qwen3-32B with other heads, because its weights in bf16 (60 GB) are what people who ask this put on a 96 GB card.
 """
 
+import json
+from pathlib import Path
+
 from selkey.bench import devices, modelled, models, predict
 from selkey.bench.model_cost import Selection
-from selkey.bench.plots.throughput import TITLES
+from selkey.bench.plots.cases import TITLES
 
 WORKLOAD = "whole_model"
 BASE, DEVICE = "qwen3-32b", "rtx-pro-6000"
@@ -35,6 +38,17 @@ def rows(run, device=DEVICE):
             for name, selection in SELECTIONS.items() if is_base else [("all keys", SELECTIONS["all keys"])]:
                 made += [_row(run, on, asked, fix, name, selection, context) for context in CONTEXTS]
     return made
+
+
+def is_own(path):
+    """Whether a file holds nothing but what `rows` makes, or is not there."""
+    try:
+        found = [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+        return all(row["case"]["workload"] == WORKLOAD and row["origin"] == "modelled" for row in found)
+    except FileNotFoundError:
+        return True
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _row(run, device, model, fix, name, selection, context):

@@ -1,5 +1,6 @@
 """Figures from a few rows made by hand: what they show, in light and in dark, and the numbers beside them."""
 
+import copy
 import csv
 import io
 import json
@@ -10,17 +11,35 @@ from click.testing import CliRunner
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from rich.console import Console
 
-from selkey.bench import ceiling_file, plot, records, whole_model
+from selkey.bench import ceiling_file, plot, progress, records, report_results, report_tables, whole_model
 from selkey.bench.commands.plot import plot as command
-from selkey.bench.plots import breakdown, captions, dark, ecdf, heatmap, memory, predicted, roofline, speedup, style, table, throughput
+from selkey.bench.plots import (
+    breakdown,
+    captions,
+    cases,
+    dark,
+    ecdf,
+    gather,
+    heatmap,
+    memory,
+    predicted,
+    roofline,
+    selection,
+    speedup,
+    style,
+    table,
+    throughput,
+    usable,
+)  # fmt: skip
 from selkey.bench.plots import whole_model as model_figures
 
 CEILINGS = {
     "read_gbps": 100.0, "read_by": "sum", "copy_gbps": 90.0, "matrix_tflops": {"bf16": 2.0}, "time": "2026-01-02T03:04:05",
     "curves": {"read": [[2**15, 400.0], [2**30, 101.0]]}, "datasheet": {"read_gbps": 150, "bf16_tflops": 3.0},
 }  # fmt: skip
-HEADS, CONTEXTS, FIXES = (8, 64), (4096, 8192, 16384), ("hidden", "head_dim", "kv_heads")
+HEADS, CONTEXTS, FIXES = (8, 64), (4096, 8192, 16384), ("head_dim", "kv_heads")
 
 
 def row(workload, name="selkey", *, n_heads=8, context=4096, k=2048, us=1000.0, state="ok", fix=(), **blocks):
@@ -35,14 +54,16 @@ def row(workload, name="selkey", *, n_heads=8, context=4096, k=2048, us=1000.0, 
     }  # fmt: skip
     known = {
         "schema_version": "1.0", "origin": "measured", "case": case, "status": {"state": state, "reason": None}, "ceilings": CEILINGS,
-        "run": {"uid": "u", "time": "2026-01-02T03:04:05+00:00", "invocation": "selkey bench", "git": "abc", "cmd": f"selkey x {context}"},
+        "run": {"uid": "u", "time": "2026-01-02T03:04:05+00:00", "invocation": "selkey bench", "git": "abc", "seed": 0,
+                "cmd": f"selkey x {context}"},
         "env": {"device": "Test device", "memory_bytes": 8e9, "last_cache_bytes": 2**20, "busy_cores": 0.0, "selkey": "0.1", "torch": "2"},
         "impl": {"name": name, "version": "1", "backend": "b", "reads": reads},
-        "time": {"cache_mode": "cold", "t_us": {"p50": us, "p90": 1.2 * us}, "samples_us": [us, 1.1 * us, 1.2 * us]},
-        "bytes": {"unique": nbytes},
+        "time": {"cache_mode": "cold", "t_us": {"min": us, "p10": us, "p50": us, "p90": 1.2 * us, "max": 1.2 * us}, "n": 3,
+                 "converged": True, "samples_us": [us, 1.1 * us, 1.2 * us]},
+        "bytes": {"algorithmic": nbytes, "touched": nbytes, "unique": nbytes},
         "mem": {"input_bytes": nbytes, "predicted_extra_bytes": 4096, "predicted_bytes": nbytes, "peak_extra_bytes": 4000,
                 "total_bytes": nbytes * 1.05, "residual": 1 / 1.05},
-        "model": {"ai_flop_per_byte": 1.0, "tflops": 0.01, "roof_time_us": roof, "frac_of_roof": roof / us, "bound": "memory",
+        "model": {"flops": 1e6, "ai_flop_per_byte": 1.0, "tflops": 0.01, "roof_time_us": roof, "frac_of_roof": roof / us, "bound": "memory",
                   "tok_s_attn_only": 1e6 / us, "predicted_us": 1.2 * us},
     }  # fmt: skip
     return {block: (known | blocks).get(block) for block in records.BLOCKS}
@@ -76,6 +97,10 @@ def chosen():
 
 def texts(figure):
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def lines_of(axis, label):
@@ -201,8 +226,12 @@ def test_ecdf_climbs_to_one(decode, sweep):
     axis = figure.axes[0]
     line = next(line for line in axis.lines if line.get_label() == "selkey (3 calls)")
     assert list(line.get_ydata()) == pytest.approx([0, 1 / 3, 2 / 3, 1]) and len(set(line.get_xdata())) == 3
-    (p50,), (p90,) = lines_of(axis, "selkey, p50"), lines_of(axis, "selkey, p90")
-    assert p50.get_ydata() == [0.5] and p90.get_ydata() == [0.9] and p90.get_markerfacecolor() == "white"
+    (p50,) = lines_of(axis, "selkey, p50")
+    assert p50.get_ydata() == [0.5] and not lines_of(axis, "selkey, p90")  # three calls have no 90th percentile
+    assert any(text.startswith("n = 3: ") and "selkey" in text for text in texts(figure)) and "p90" not in legend(figure)
+    many = [one | {"time": one["time"] | {"samples_us": [1000.0 + n for n in range(10)]}} for one in sweep]
+    (p90,) = lines_of((figure := ecdf.draw(many)).axes[0], "selkey, p90")
+    assert p90.get_ydata() == [0.9] and p90.get_markerfacecolor() == "white" and "p90" in legend(figure)
 
 
 def test_predicted_counts_what_is_near(decode):
@@ -236,6 +265,140 @@ def test_whole_model_shows_what_was_claimed():
     assert [axis.get_title(loc="left") for axis in parts.axes[:3]] == ["all keys", "5 %, list given", "5 %, Quest"]
     elsewhere = model_figures.draw_memory(whole_model.rows({"uid": "u", "time": "2026-01-02"}, "rtx-4090"))
     assert not any("claimed" in str(line.get_label()) for axis in elsewhere.axes for line in axis.lines)
+
+
+# What a picture tells apart.
+
+
+def sweep_rows(
+    heads=(8, 16), kv_heads=(2, 8), contexts=(1024, 2048), ks=(64, 51, 102), batches=(1, 2), names=("sdpa", "selkey", "kv_int4")
+):
+    found = [
+        row("decode", name, n_heads=n, context=context, k=min(k, context), us=100.0 * n + 10 * kv + batch, fix=FIXES)
+        | {"key": (kv, batch)}
+        for n in heads for kv in kv_heads for context in contexts for k in ks if k not in (51, 102) or k == round(0.05 * context)
+        for batch in batches for name in names
+    ]  # fmt: skip
+    for one in found:
+        kv, batch = one.pop("key")
+        one["case"] |= {"n_kv_heads": kv, "batch": batch}
+    return found
+
+
+def test_a_picture_shows_one_batch_and_one_k_and_a_panel_for_each_number_of_kv_heads():
+    chosen = cases.chosen(sweep_rows())
+    assert [panel.short for panel in chosen.panels] == ["head_dim and 2 KV heads fixed", "head_dim and 8 KV heads fixed"]
+    assert chosen.keys == "5% of the keys selected" and chosen.note == "also measured: batch 2; k 64"
+    for panel in chosen.panels:
+        assert {one["case"]["batch"] for one in panel.rows} == {1} and len({one["case"]["n_kv_heads"] for one in panel.rows}) == 1
+        # one row a line and context: nothing is joined
+        keys = [(one["impl"]["name"], one["case"]["n_heads"], one["case"]["context"]) for one in panel.rows]
+        assert len(set(keys)) == len(keys) == 12
+    assert cases.chosen(sweep_rows(ks=(64, 2048))).keys == "64 selected keys"  # all keys are no selection
+    figure = throughput.draw(sweep_rows())
+    assert len(figure.axes) == 6 and all(len(line.get_xdata()) == 2 for axis in figure.axes for line in axis.lines)
+    assert [axis.get_title(loc="left").split(";")[0] for axis in figure.axes[::2]] == ["dense SDPA", "selkey", "kv_int4"]
+    for one in (figure, heatmap.draw(sweep_rows()), memory.draw(sweep_rows())):
+        assert any("also measured: batch 2; k 64" in text.replace("\n", " ") for text in texts(one))
+    held = memory.draw(sweep_rows()).axes[0]
+    assert all(len(line.get_xdata()) == 2 for line in held.lines if line.get_label().endswith("predicted"))
+
+
+def test_another_hidden_size_is_marked_and_equal_lines_are_nested():
+    def case(n, width, note=""):
+        return {"fix": ["hidden"], "head_dim": width, "v_head_dim": width, "note": note}
+
+    rows = [row("decode", n_heads=n, context=context, fix=["hidden"]) for n in (8, 24, 32) for context in CONTEXTS]
+    for one in rows:
+        n = one["case"]["n_heads"]
+        one["case"] |= case(n, 96, "hidden 2304, not 4096") if n == 24 else case(n, 4096 // n)
+    figure = throughput.draw(rows)
+    (other,) = lines_of(figure.axes[0], "24 × 96 (hidden 2304)")
+    assert other.get_linestyle() == "--" and "24 × 96 (hidden 2304)" in legend(figure)
+    (wide,), (thin,) = lines_of(figure.axes[0], "8 heads"), lines_of(figure.axes[0], "32 heads")
+    assert wide.get_linewidth() > thin.get_linewidth() + 1 and wide.get_zorder() < thin.get_zorder()
+    figure = heatmap.draw(rows)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["8", "24 *", "32"]
+    assert any("* 24 × 96 (hidden 2304)" in text for text in texts(figure))
+
+
+def test_roofline_points_stand_where_they_were_measured(decode):
+    assert {line.get_xdata()[0] for line in roofline.draw(decode).axes[0].lines if "heads" in line.get_label()} == {1.0}
+
+
+def test_foot_says_what_was_not_timed_and_what_did_not_converge(decode, chosen):
+    half = [one | {"time": one["time"] | {"converged": i % 2 == 0}} for i, one in enumerate(decode)]
+    assert "9 of 18 times converged" in style.provenance(half) and "converged" not in style.provenance(decode)
+    assert "not timed" in style.provenance([one | {"time": None} for one in decode]) and "not timed" not in style.provenance(decode)
+    measured = gather.rows(CEILINGS | {"env": {"device": "Test device"}}, None)
+    assert "warm" in style.provenance(measured, cache="cache warm as far as it reaches")
+
+
+def quality_row(name, k, read, right):
+    case = {"workload": "quality", "data": "recall", "context": 2000, "k": k, "k_frac": k / 2000, "format": "bf16", "cfg_id": "q"}
+    return row("quality", time=None, model=None, mem=None) | {
+        "case": case, "bytes": {"selector": 0.0, "row": read, "rest": 0.0, "dense": 100.0},
+        "quality": {"error": 0.1, "mass": 0.5, "accuracy": right, "accuracy_marked": right},
+        "impl": {"name": name, "label": name, "from_marks": False, "is_practical": True},
+    }  # fmt: skip
+
+
+def test_pareto_holds_all_points_and_hides_none():
+    rows = [quality_row(name, 100, read, right) for name, read, right in (("quest", 40.0, 1.0), ("tree", 41.0, 1.0), ("snap", 400.0, 0.2))]
+    figure = selection.draw_pareto([*rows, quality_row("pins", 5, 0.2, 0.5)])
+    (axis,) = figure.axes
+    low, high = axis.get_xlim()
+    assert low < 0.002 and high > 4.0
+    (lowered,) = (line for line in axis.lines if list(line.get_xdata()) == [0.41] and line.get_label().startswith("_"))
+    assert axis.transData.transform((0.41, 0))[1] - lowered.get_transform().transform((0.41, 0))[1] > 5  # pixels
+    assert "tree,0.41,0," in table.text(figure)
+    assert any("below 0 %" in text for text in texts(figure))
+
+
+def test_one_bad_row_costs_itself_only(decode, sweep, chosen):
+    """A seeded fuzz: any field deleted, null, a text or below 0, held against good rows of all workloads."""
+    random = np.random.default_rng(0)
+    kinds = {"decode": decode, "k_sweep": sweep, "selectors": chosen, "quality": [quality_row("quest", 100, 40.0, 1.0)]}
+    every = [one for rows in kinds.values() for one in rows]
+    left = []
+    for rows in kinds.values():
+        for number, (path, how) in enumerate((path, how) for path in paths(rows[0]) for how in ("gone", None, "x", -1)):
+            bad = broken(rows[number % len(rows)], path, how)
+            good, complaints = usable.rows([bad, rows[0]])
+            assert len(good) + len(complaints) == 2
+            left += good[:-1]
+    assert 100 < len(left) < 700  # what was not left out is harmless
+    for some in np.array_split(random.permutation(len(left)), 5):
+        rows = [*every, *(left[i] for i in some)]
+        figures = [draw(rows) for draw in plot.ALL.values()]
+        assert sum(figure is not None for figure in figures) >= 10
+        report_results.results(rows), report_tables.residuals(rows), report_tables.runs(rows), report_tables.troubles(rows)
+
+
+def broken(record, path, how):
+    bad = copy.deepcopy(record)
+    inner = bad
+    for name in path[:-1]:
+        inner = inner[name]
+    if how == "gone":
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = how
+    return bad
+
+
+def paths(block, path=()):
+    for name, value in block.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from paths(value, (*path, name))
+
+
+def test_what_is_left_out_is_counted(sweep):
+    bad = [sweep[0] | {"case": sweep[0]["case"] | {"n_heads": -1}}] * 2
+    good, complaints = usable.rows([*bad, *sweep])
+    assert len(good) == len(sweep)
+    assert complaints == ["2 records lack what figures and tables need (case.n_heads is not a number above 0) and were left out"]
 
 
 # Dark.
@@ -297,7 +460,7 @@ def test_three_files_of_a_figure(decode, tmp_path):
     assert light[:4] == dark_picture[:4] == b"\x89PNG" and light != dark_picture
     cells = list(csv.DictReader(path.with_suffix(".csv").open(encoding="utf-8")))
     first = next(cell for cell in cells if cell["x"] == "4k" and cell["y"] == "8")
-    assert first["panel"] == "dense SDPA, all keys; hidden fixed" and float(first["value"]) == pytest.approx(0.04194304, rel=1e-4)
+    assert first["panel"] == "dense SDPA, all keys; head_dim fixed" and float(first["value"]) == pytest.approx(0.04194304, rel=1e-4)
 
 
 def test_table_takes_lines_bars_and_points():
@@ -321,7 +484,7 @@ def test_command_draws_the_good_lines(sweep, tmp_path):
     path.write_text("".join(json.dumps(one) + "\n" for one in sweep) + '{"half": a li\n{"schema_version": "1.0"}\n')
     result = CliRunner().invoke(command, [str(path), "--out", str(tmp_path / "pictures")])
     assert result.exit_code == 0, result.output
-    assert f"line {len(sweep) + 1} is not a record" in result.output and "1 records lack" in result.output
+    assert f"line {len(sweep) + 1} is not a record" in result.output and f"line {len(sweep) + 2} is not a whole record" in result.output
     assert {one.name for one in (tmp_path / "pictures").glob("speedup*")} == {"speedup.png", "speedup.dark.png", "speedup.csv"}
 
 
@@ -341,3 +504,23 @@ def test_command_refuses_in_a_line(tmp_path, content, message):
     assert CliRunner().invoke(command, []).exit_code == 2
     unknown = CliRunner().invoke(command, ["--modelled", "rtx-9999", "--out", str(tmp_path)])
     assert unknown.exit_code == 1 and "rtx-9999" in unknown.output and not list(tmp_path.glob("*.png"))
+
+
+def test_plot_never_overwrites_records(sweep, tmp_path):
+    path = tmp_path / "speedup.csv"
+    path.write_text("".join(json.dumps(one) + "\n" for one in sweep))
+    before = path.read_bytes()
+    result = CliRunner().invoke(command, [str(path)])
+    assert result.exit_code == 1 and "would be overwritten" in result.output and path.read_bytes() == before
+    other = tmp_path / "whole_model.jsonl"
+    other.write_bytes(before)
+    result = CliRunner().invoke(command, ["--modelled", "rtx-4090", "--out", str(tmp_path)])
+    assert result.exit_code == 1 and "not overwritten" in result.output and other.read_bytes() == before
+    assert not whole_model.is_own(other) and whole_model.is_own(tmp_path / "none.jsonl")
+
+
+def test_pictures_are_counted_as_pictures():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress.bar(console, "pictures") as watch:
+        watch("roofline", 1, 3, 0.3)
+    assert "1/3 pictures" in console.file.getvalue().replace("\x1b[32m", "")

@@ -36,6 +36,7 @@ def test_every_selector_is_a_record_at_every_context(run):
         assert name in NAMES and row["bytes"]["selector"] > 0
         assert (row["time"] is None) == (name == "Oracle")
         assert row["time"] is None or row["time"]["t_us"]["p50"] > 0
+        assert row["time"] is None or row["time"]["cache_mode"] == ("cold" if row["time"]["cold_proof"]["is_cold"] else "unproven")
         assert f"--contexts {context} --k 64" in row["run"]["cmd"]
     kept = {(row["impl"]["name"], row["case"]["context"]): row["quality"]["mass_kept"] for row in rows}
     for context in (2048, 4096):

@@ -4,17 +4,19 @@ CAPTIONS = {
     "roofline": (
         "Roofline",
         "A point is a call. Nothing can lie above the solid line, which was measured on the machine itself; how far below it a point lies "
-        "is what is left to gain. Left of the corner memory decides, right of it the matrix rate.",
+        "is what is left to gain. Left of the corner memory decides, right of it the matrix rate. Calls of one shape have nearly the "
+        "same FLOP per byte and stand above one another.",
     ),
     "throughput": (
         "Tokens per second against the context",
         "Dots were measured, the band of the same colour is 0.8 to 1 × the roof of that head count. Dense lines fall with the context; "
-        "selected ones should not, because they read the same number of keys.",
+        "selected ones should not where they read the same number of keys. Of equal lines the wider one lies below; a dashed one has "
+        "another hidden size than its panel.",
     ),
     "heatmap": (
         "Heads × context",
         "The colour is the share of the roof that was reached, the number is tokens per second of one layer, the letter says which roof "
-        "it is. Hatched cells would not have fitted and were not run.",
+        "it is. Hatched cells would not have fitted and were not run; a star marks another hidden size than that of the panel.",
     ),
     "memory": (
         "Memory against the context",
@@ -33,7 +35,8 @@ CAPTIONS = {
     "backward": ("Forward and backward", "As the prefill, with the gradients of q, k and v."),
     "ecdf": (
         "How times scatter",
-        "Each line climbs by one step per timed call: upright means steady. A filled mark is the median, an open one the 90th percentile.",
+        "Each line climbs by one step per timed call: upright means steady. A filled mark is the median, an open one the 90th percentile, "
+        "which takes ten calls.",
     ),
     "predicted": (
         "Predicted against measured",
@@ -56,7 +59,8 @@ CAPTIONS = {
     "selection_error": ("Error of the output by policy", "Lower is better; dotted lines mark 5 % of the keys and 10 % error."),
     "selection_pareto": (
         "Quality against bytes read",
-        "With what the selector itself reads counted; the yellow line is the best for its bytes.",
+        "With what the selector itself reads counted; the yellow line is the best for its bytes. Where "
+        "nothing is answered wrongly, markers that would hide one another are set below 0 %.",
     ),
     "selection_formats": ("Policy and format of the cache", "Each cell is a policy in a format; dark is bad, a dash was not measured."),
     "selectors": (

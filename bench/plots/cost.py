@@ -34,9 +34,10 @@ def draw_shares(rows):
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylabel("share of the operations")
-    _crossing(axis, model["crossing"], case, contexts)
     entries = [style.sign(colour, linewidth=8, label=name) for name, _, colour in reversed(_STACK)]
-    entries.append(style.sign(style.ACCENT, linestyle="--", label="attention costs as\nmuch as the matrices\nof its layers"))
+    if contexts[0] <= model["crossing"] <= contexts[-1]:
+        _crossing(axis, model["crossing"], case, contexts)
+        entries.append(style.sign(style.ACCENT, linestyle="--", label="attention costs as\nmuch as the matrices\nof its layers"))
     style.side_legend(figure, entries)
     return figure
 
@@ -47,8 +48,6 @@ def _share(row, parts):
 
 
 def _crossing(axis, crossing, case, contexts):
-    if not contexts[0] <= crossing <= contexts[-1]:
-        return
     axis.axvline(crossing, color=style.ACCENT, linestyle="--", linewidth=1.4)
     is_left = crossing < (contexts[0] * contexts[-1]) ** 0.5
     axis.annotate(

@@ -54,7 +54,9 @@ def draw_curves(ceilings):
     if not (curves["read"] or curves["copy"] or rates):
         return None
     headings = ("Memory: bandwidth over the working set", "Square products: rate over the size")
-    figure, (memory, matrix) = style.figure(rows(ceilings, None), "What this machine reaches at best", headings, width=11)
+    figure, (memory, matrix) = style.figure(
+        rows(ceilings, None), "What this machine reaches at best", headings, width=11, cache="cache warm as far as it reaches"
+    )
     for name, look in (("read", {"color": "#0072B2", "marker": "o"}), ("copy", {"color": "#E69F00", "marker": "D"})):
         if curves[name]:
             memory.plot(*zip(*curves[name], strict=True), label=name, markersize=4, linewidth=1.6, **look)

@@ -4,43 +4,42 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 
 from selkey.bench import units
-from selkey.bench.plots import dark, style
-from selkey.bench.plots.throughput import READS, TITLES
+from selkey.bench.plots import cases, dark, style
 
 _COLOURS, _NO_MEMORY = "viridis", "#7A7A7A"
 _LETTERS = {"memory": "M", "matrix": "X", "host": "H"}
 
 
 def draw(rows):
-    """A row of panels for dense attention, one for selkey; a column for each way of varying the heads."""
-    rows = [row for row in rows if row["case"].get("workload") == "decode" and row["impl"] and row["impl"]["name"] in READS]
-    timed = style.timed(rows, "decode")
-    ways = [fix for fix in TITLES if any(fix in row["case"]["fix"] for row in timed)]
-    if not ways:
+    """A row of panels for each of dense attention, selkey and its formats; a column for each way of varying the heads."""
+    rows = [row for row in rows if row["case"].get("workload") == "decode" and row["impl"] and (row["model"] or not row["time"])]
+    reads, left = cases.selections(rows)
+    chosen = cases.chosen([row for row in rows if row["impl"]["name"] in reads])
+    timed = style.timed(chosen.rows, "decode") if chosen else []
+    if not timed:
         return None
-    k = max(row["case"]["k"] for row in timed)
-    rows = [row for row in rows if row["case"]["k"] == min(k, row["case"]["context"])]
-    names = [name for name in READS if any(row["impl"]["name"] == name for row in timed)]
+    panels, rows = [panel for panel in chosen.panels if style.timed(panel.rows, "decode")], chosen.rows
+    names = [name for name in reads if any(row["impl"]["name"] == name for row in timed)]
     heads, contexts = (sorted({row["case"][axis] for row in rows}) for axis in ("n_heads", "context"))
     bounds = [bound for bound in _LETTERS if any(row["model"] and row["model"]["bound"] == bound for row in timed)]
-    title = f"Share of the roof (colour) and tokens/s of one layer (number), {units.count(k)} selected keys"
-    headings = [f"{style.label(name)}, {READS[name]}; {fix.replace('kv_heads', 'KV heads')} fixed" for name in names for fix in ways]
-    size = {"width": max(9, 2.4 + 0.72 * len(contexts) * len(ways)), "height": 1.9 + len(names) * (0.9 + 0.42 * len(heads))}
-    figure, axes = style.figure(timed, title, headings, columns=len(ways), legend=1.6, **size)
+    title = f"Share of the roof (colour) and tokens/s of one layer (number), {chosen.keys}"
+    headings = [f"{style.label(name)}, {reads[name]};\n{panel.short}" for name in names for panel in panels]
+    columns = len(contexts) * len(panels)
+    size = {"width": max(9, 2.4 + max(0.72 * columns, 3.0 * len(panels))), "height": 2.1 + len(names) * (1.05 + 0.42 * len(heads))}
+    others = cases.marks(panels)
+    note = style.notes(f"* {', '.join(others)}" if others else "", chosen.note, left)
+    figure, axes = style.figure(timed, title, headings, columns=len(panels), legend=1.6, note=note, **size)
     norm, image = PowerNorm(0.5, 0, 1), None
-    for axis, (name, fix) in zip(axes, [(name, fix) for name in names for fix in ways], strict=True):
-        here = {
-            (row["case"]["n_heads"], row["case"]["context"]): row
-            for row in rows
-            if row["impl"]["name"] == name and fix in row["case"]["fix"]
-        }
+    for axis, (name, panel) in zip(axes, [(name, panel) for name in names for panel in panels], strict=True):
+        here = {(row["case"]["n_heads"], row["case"]["context"]): row for row in panel.rows if row["impl"]["name"] == name}
         share = [[_share(here.get((n, context))) for context in contexts] for n in heads]
         image = axis.imshow(share, cmap=_COLOURS, norm=norm, aspect="auto", label=f"share of the roof, {style.label(name)}")
         for i, n in enumerate(heads):
             for j, context in enumerate(contexts):
                 _cell(axis, j, i, here.get((n, context)), image)
         axis.set_xticks(range(len(contexts)), [units.count(context) for context in contexts])
-        axis.set_yticks(range(len(heads)), heads)
+        stars = {row["case"]["n_heads"] for row in panel.rows if panel.short.startswith("hidden") and cases.mark(row["case"])}
+        axis.set_yticks(range(len(heads)), [f"{n} *" if n in stars else f"{n}" for n in heads])
         axis.set_xlabel("context (stored keys)")
         axis.set_ylabel("heads")
         axis.grid(False)
@@ -50,7 +49,11 @@ def draw(rows):
 
 
 def _share(row):
-    return float("nan") if row is None or row["status"]["state"] != "ok" else row["model"]["frac_of_roof"]
+    return row["model"]["frac_of_roof"] if _is_timed(row) else float("nan")
+
+
+def _is_timed(row):
+    return row is not None and row["status"]["state"] == "ok" and bool(row["time"])
 
 
 def _cell(axis, x, y, row, image):
@@ -58,13 +61,13 @@ def _cell(axis, x, y, row, image):
         return
     if row["status"]["state"] == "oom_predicted":
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor=_NO_MEMORY, linewidth=0))
-    elif row["status"]["state"] == "ok":
+    elif _is_timed(row):
         model = row["model"]
         ground = image.cmap(image.norm(model["frac_of_roof"]))
         colour = max(("white", style.INK), key=lambda one: dark.contrast(one, ground))
         axis.text(x, y, _rate(model["tok_s_attn_only"]), ha="center", va="center", fontsize=8, color=colour)
         # apart from the number, or "57 M" reads as millions
-        axis.text(x + 0.45, y + 0.4, _LETTERS[model["bound"]], ha="right", va="bottom", fontsize=6, color=colour)
+        axis.text(x + 0.45, y + 0.4, _LETTERS.get(model["bound"], "?"), ha="right", va="bottom", fontsize=6, color=colour)
     else:
         axis.text(x, y, "–", ha="center", va="center", fontsize=8, color=style.SOFT)
 

@@ -54,7 +54,7 @@ def _time(row):
 def _memory(row):
     """(measured, predicted) bytes, or None."""
     held = row.get("mem")
-    return (held["total_bytes"], held["predicted_bytes"]) if held and held.get("total_bytes") else None
+    return (held["total_bytes"], held["predicted_bytes"]) if held and held.get("total_bytes") and held.get("predicted_bytes") else None
 
 
 # what is promised of each: (quantity, share, how it is written, measure)

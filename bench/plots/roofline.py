@@ -5,9 +5,7 @@ import numpy as np
 from selkey.bench import units
 from selkey.bench.plots import style
 
-# Calls of one workload have nearly one intensity; the implementations are set side by side around it.
-_SIDE_BY_SIDE = {"sdpa": 0.82, "gather": 1.0, "selkey": 1.22}
-_GROUPS = {"decode": "decode,\nMHA", "k_sweep": "decode,\nGQA", "prefill": "prefill"}
+_GROUPS = ("decode", "k_sweep", "prefill")
 _CACHE = "#009E73"
 _FASTER = 1.2  # a cache roof that is no more than this above memory is none
 
@@ -26,13 +24,13 @@ def draw(rows):
     for row in rows:
         name, case = row["impl"]["name"], row["case"]
         axis.plot(
-            row["model"]["ai_flop_per_byte"] * _SIDE_BY_SIDE.get(name, 1.0), scale * row["model"]["tflops"], style.look(name)["marker"],
+            row["model"]["ai_flop_per_byte"], scale * row["model"]["tflops"], style.look(name)["marker"],
             color=colours[case["context"]], markersize=_size(case["n_heads"]), alpha=0.8, markeredgecolor="white", markeredgewidth=0.4,
             linestyle="", label=f"{style.label(name)}, {case['n_heads']} heads, {units.count(case['context'])} keys",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_xlabel("FLOP per byte read, each row counted once (implementations of a group are set side by side)")
+    axis.set_xlabel("FLOP per byte read, each row counted once (the marker is the implementation)")
     _roofs(figure, axis, ceilings, dtype, scale, unit, rows[0]["env"].get("last_cache_bytes"))
     _group_names(axis, rows)
     style.log_y([axis], unit, lambda value: f"{value:,.0f}" if value >= 1 else f"{value:g}")
@@ -100,11 +98,18 @@ def _along(figure, axis, x, bandwidth, text, colour=style.INK):
 
 def _group_names(axis, rows):
     """Names at the foot of the columns of points."""
-    for workload, name in _GROUPS.items():
-        found = [row["model"]["ai_flop_per_byte"] for row in rows if row["case"]["workload"] == workload]
-        if found:
-            centre = float(np.exp(np.mean(np.log(found))))
-            axis.annotate(
-                name, (centre, 0), xycoords=("data", "axes fraction"), xytext=(0, 6), textcoords="offset points", ha="center",
-                fontsize=8.5, color=style.SOFT,
-            )  # fmt: skip
+    groups = {}
+    for row in rows:
+        groups.setdefault(_group(row["case"]), []).append(row["model"]["ai_flop_per_byte"])
+    for name, found in groups.items():
+        centre = float(np.exp(np.mean(np.log(found))))
+        axis.annotate(
+            name, (centre, 0), xycoords=("data", "axes fraction"), xytext=(0, 6), textcoords="offset points", ha="center",
+            fontsize=8.5, color=style.SOFT,
+        )  # fmt: skip
+
+
+def _group(case):
+    if case["workload"] == "prefill":
+        return "prefill"
+    return "decode,\nMHA" if case["n_kv_heads"] == case["n_heads"] else "decode,\nGQA"

@@ -1,6 +1,7 @@
 """What selecting keys loses, policy by policy: against the share of the keys, against the bytes that are read, against the format."""
 
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from selkey.bench.plots import style
 
@@ -19,14 +20,14 @@ _LOOKS = {
     "pins": (_RED, "*", "-"), "learned": (_RED, "p", "--"), "random": (_GREY, ".", ":"),
 }  # fmt: skip
 _LARGE = {"pins": 10}
+_BEST = "best for its bytes"
+_LANE, _APART, _LEFT = 5.5, 1.13, 1e-4  # points; ratio of two places; where nothing is read without the selector
+_WIDE_TICKS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def draw_share(rows):
-    """Right answers (or the softmax mass that is kept) against the share of the keys: a line per policy.
-
-    What comes from marks is asked for what was marked.
-    """
+    """Right answers (from marks: to what was marked), or the softmax mass that is kept, against the share of the keys."""
     rows = _plain(rows)
     if not rows:
         return None
@@ -66,26 +67,40 @@ def draw_pareto(rows):
         return None
     headings = [f"{_DATA[data]}: {'wrong answers' if data == 'recall' else 'error of the output'}" for data in _found(rows)]
     title = "Quality against bytes read: points are selector + rows + rest, the thin line to the left is what the selector reads of that"
-    figure, axes = style.figure(rows, title, headings, width=3.6 * len(headings) + 3.2, height=5.4, legend=2.35)
+    note = "below 0 %: wrong answers of 0 % whose markers would hide one another" if "recall" in _found(rows) else ""
+    figure, axes = style.figure(rows, title, headings, width=3.6 * len(headings) + 3.2, height=5.4, legend=2.35, note=note)
     for axis, data in zip(axes, _found(rows), strict=True):
         here = [row for row in rows if row["case"]["data"] == data]
         lost = _wrong if data == "recall" else _error
+        lanes = _lanes([(row["impl"]["name"], _bytes(row)) for row in here if lost(row) == 0]) if data == "recall" else {}
         for name in _names(here):
             look = _look(name)
             points = sorted(((_bytes(row), lost(row), row) for row in here if row["impl"]["name"] == name), key=lambda point: point[:2])
-            axis.plot([x for x, _, _ in points], [y for _, y, _ in points], **look, linewidth=1.1, alpha=0.9, label=name)
+            lowered = {i: lanes[name, x] for i, (x, y, _) in enumerate(points) if y == 0 and lanes.get((name, x))}
+            kept = [i for i in range(len(points)) if i not in lowered]
+            axis.plot([x for x, *_ in points], [y for _, y, _ in points], **look, markevery=kept, linewidth=1.1, alpha=0.9, label=name)
+            for i, lane in lowered.items():
+                place = offset_copy(axis.transData, figure, y=-_LANE * lane, units="points")
+                axis.plot(points[i][0], 0, **look | {"linestyle": ""}, alpha=0.9, transform=place)
             for x, y, row in points:
                 without = x - row["bytes"]["selector"] / row["bytes"]["dense"]
-                axis.plot([max(without, 1e-3), x], [y, y], color=look["color"], linewidth=0.6, alpha=0.45, label=f"{name}, selector")
+                axis.plot([max(without, _LEFT), x], [y, y], color=look["color"], linewidth=0.6, alpha=0.45, label=f"{name}, selector")
         _front(axis, here, lost)
-        _share_axis(axis, "bytes read, of those of dense attention", mark=False)
-        axis.set_xlim(0.008, 1.6)
+        _share_axis(axis, "bytes read, of those of dense attention", mark=False, ticks=_WIDE_TICKS)
+        places = [_bytes(row) for row in here]
+        axis.set_xlim(min(0.008, 0.7 * min(places)), max(1.6, 1.2 * max(places)))
         if data == "recall":
-            axis.set_ylim(-0.03, 1.03)
+            # so much below 0 % that the lowest lane lies within
+            deep = _LANE * (max(lanes.values(), default=0) + 1) / (72 * figure.get_figheight() * axis.get_position().height)
+            axis.set_ylim(-max(0.03, 1.03 * deep / (1 - deep)), 1.03)
+            axis.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
+            if max(lanes.values(), default=0):
+                axis.axhline(0, color=style.INK, linewidth=0.6)
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         else:
             style.log_y([axis], "", lambda value: f"{100 * value:g} %", decades=1.5)
-    return _with_legend(figure, rows, [style.sign("#F0C000", linewidth=5, alpha=0.45, label="best for its bytes")])
+    is_drawn = any(line.get_label() == _BEST for axis in axes for line in axis.lines)
+    return _with_legend(figure, rows, [style.sign("#F0C000", linewidth=5, alpha=0.45, label=_BEST)] * is_drawn)
 
 
 def draw_formats(rows):
@@ -137,6 +152,16 @@ def _heat(axis, rows, names, formats, asked):
     axis.tick_params(length=0)
 
 
+def _lanes(points):
+    """(name, x) → how many markers it has to go down so as not to hide another one at the same height."""
+    lanes, last = {}, []
+    for name, x in sorted(points, key=lambda point: point[1]):
+        lane = next((i for i, before in enumerate(last) if x > _APART * before), len(last))
+        last[lane : lane + 1] = [x]
+        lanes[name, x] = lane
+    return lanes
+
+
 def _front(axis, rows, lost):
     """The points that nothing beats: fewer bytes and no worse. The ceiling and the control are left out."""
     points, best = [], float("inf")
@@ -144,9 +169,9 @@ def _front(axis, rows, lost):
         if lost(row) < best:
             best = lost(row)
             points.append((_bytes(row), best))
-    axis.plot(
-        *zip(*points, strict=True), color="#F0C000", linewidth=5, alpha=0.45, zorder=0, drawstyle="steps-post", label="best for its bytes"
-    )
+    if not points:
+        return
+    axis.plot(*zip(*points, strict=True), color="#F0C000", linewidth=5, alpha=0.45, zorder=0, drawstyle="steps-post", label=_BEST)
 
 
 def _lines(axis, rows, data, x, y):
@@ -156,9 +181,9 @@ def _lines(axis, rows, data, x, y):
         axis.plot(*points, **_look(name), linewidth=1.5, label=name)
 
 
-def _share_axis(axis, label="share of the keys that are read", *, mark=True):
+def _share_axis(axis, label="share of the keys that are read", *, mark=True, ticks=_TICKS):
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator(_TICKS))
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axis.set_xlabel(label, fontsize=10)

@@ -14,6 +14,10 @@ _LOOKS = {
 }
 
 
+def _found(row):
+    return (row["quality"] or {}).get("mass_kept")
+
+
 def draw(rows):
     """Three panels: time of choosing, bytes read for it, share of the attention that lies on what was chosen."""
     rows = [row for row in rows if row["case"].get("workload") == "selectors" and row["status"]["state"] == "ok"]
@@ -27,7 +31,7 @@ def draw(rows):
     measures = (
         lambda row: row["time"]["t_us"]["p50"] if row["time"] else None,
         lambda row: row["bytes"]["selector"] if row["time"] else None,
-        lambda row: None if row["quality"]["mass_kept"] is None else 100 * row["quality"]["mass_kept"],
+        lambda row: 100 * _found(row) if _found(row) is not None else None,
     )
     entries = []
     for name, (colour, marker, line, label) in _LOOKS.items():

@@ -18,7 +18,8 @@ def draw(rows):
     shape = f"{case['n_heads']}/{case['n_kv_heads']} heads × {case['head_dim']}"
     title = f"{units.count(max(map(_seen, rows)))} tokens through a BoundedCache with its default pools ({shape}, one layer)"
     headings = ("memory held", "time to append a token", "time of one query")
-    figure, (memory, append, query) = style.figure(rows, title, headings, width=13)
+    cache = "appends with a warm cache, queries with a cold one"
+    figure, (memory, append, query) = style.figure(rows, title, headings, width=13, cache=cache)
     pieces = [row for row in rows if row["stream"]["tokens_of_append"] > 1]
     singles = [row for row in rows if row["stream"]["tokens_of_append"] == 1]
 

@@ -22,13 +22,14 @@ _OTHER_MARKERS = "^vP*Xhp<>d"
 ACCENT = "#D55E00"
 INK, SOFT, FAINT = "#222222", "#555555", "#CCCCCC"
 _APART = "  ·  "
+_ALSO = "also measured: "
 
 _SMALL, _LABEL = 9, 10
 _LEFT, _BOTTOM, _PANEL_GAP, _ROW_GAP, _FOOT_LINE = 0.8, 0.95, 0.75, 0.95, 0.15
 _FOOT_LETTER = 0.0685  # inches, on average, at the size of the last line
 
 
-def figure(rows, title, headings=("",), *, columns=None, width=10, height=5, legend=0.0, left=_LEFT):
+def figure(rows, title, headings=("",), *, columns=None, width=10, height=5, legend=0.0, left=_LEFT, cache=None, note=""):
     """An empty figure with a title on top and the provenance of the rows at the bottom.
 
     Args:
@@ -36,17 +37,18 @@ def figure(rows, title, headings=("",), *, columns=None, width=10, height=5, leg
         headings: of the panels, row by row.
         columns: panels side by side; None: all of them.
         width, height, legend, left: inches; `legend` is kept free at the right, `left` at the left.
+        cache, note: as in `provenance`.
 
     Returns:
         (Figure, list of Axes).
     """
     columns = columns or len(headings)
     lines = -(-len(headings) // columns)
-    foot = _wrapped(provenance(rows), int((width - 0.3) / _FOOT_LETTER))
+    foot = _wrapped(provenance(rows, cache, note), int((width - 0.3) / _FOOT_LETTER))
     bottom = _BOTTOM + _FOOT_LINE * (len(foot) - 1)
     drawn = Figure(figsize=(width, height), dpi=130, facecolor="white")
     panel = (width - left - legend - 0.15 - _PANEL_GAP * (columns - 1)) / columns
-    top = 0.75 if any(headings) else 0.5
+    top = 0.55 + 0.2 * max(1 + heading.count("\n") for heading in headings) if any(headings) else 0.5
     tall = (height - bottom - top - _ROW_GAP * (lines - 1)) / lines
     axes = []
     for i, heading in enumerate(headings):
@@ -64,19 +66,28 @@ def figure(rows, title, headings=("",), *, columns=None, width=10, height=5, leg
     return drawn, axes
 
 
-def provenance(rows):
-    """Device, dtype, cache, origin, versions, ceilings and what else kept the machine busy, in a line."""
+def provenance(rows, cache=None, note=""):
+    """Device, dtype, cache, origin, versions, ceilings, what else kept the machine busy and what did not converge, in a line.
+
+    Args:
+        cache: "cold cache" and the like where the rows do not say it themselves.
+        note: what else has to be said about what is shown.
+    """
 
     def values(block, key):
         return " / ".join(sorted({str(row[block][key]) for row in rows if row.get(block) and row[block].get(key) is not None}))
 
-    cache = values("time", "cache_mode")
-    days = sorted({row["run"]["time"][:10] for row in rows if row.get("run")})
+    modes = values("time", "cache_mode")
+    timed_rows = [row["time"] for row in rows if row.get("time")]
+    days = sorted({row["run"]["time"][:10] for row in rows if (row.get("run") or {}).get("time")})
     origin = "/".join(sorted({row["origin"] for row in rows}))
+    if not cache:
+        cache = f"{modes} cache" if modes else "not timed" if "measured" in origin and not timed_rows else ""
+    converged = [time["converged"] for time in timed_rows if time.get("converged") is not None]
     parts = [
         values("env", "device"),
         values("case", "dtype"),
-        f"{cache} cache" if cache else "",
+        cache,
         " ".join([origin, "/".join(days)]).strip(),
     ]
     parts += [f"{name} {values('env', name)}" for name in ("selkey", "torch", "triton", "driver") if values("env", name)]
@@ -84,7 +95,16 @@ def provenance(rows):
     parts.append("ceilings " + "/".join(sorted(map(ceiling_file.digest, known.values()))) if known else "")
     busy = max((row["env"].get("busy_cores") or 0.0 for row in rows if row.get("env")), default=0.0)
     parts.append(f"other programs kept {busy:.1f} cores busy" if busy > 0.3 else "")
+    parts += [f"{sum(converged)} of {len(converged)} times converged" if not all(converged) else "", note]
     return _APART.join(part for part in parts if part)
+
+
+def notes(*sentences):
+    """Sentences for the foot of a figure as one note; the "also measured" of several is said once."""
+    sentences = [sentence for sentence in sentences if sentence]
+    also = [sentence for sentence in sentences if sentence.startswith(_ALSO)]
+    joined = _ALSO + "; ".join(sentence.removeprefix(_ALSO) for sentence in also) if also else ""
+    return _APART.join([*(sentence for sentence in sentences if sentence not in also), *([joined] if joined else [])])
 
 
 def _wrapped(text, letters):

@@ -10,11 +10,15 @@ _KINDS = {
     ("outlier", 8): "#004466",
 }
 _SHARE = 0.10
+_ESTIMATES = ("error_folded", "estimated", "bound")  # of all kinds but Quest's boxes
 
 
 def draw(rows):
     """Three panels: output error dropped and folded, missed mass by estimate, estimate and hard bound by layer."""
     rows = [row for row in rows if row["case"].get("workload") == "summaries" and row["status"]["state"] == "ok"]
+    if not rows:
+        return None
+    rows = [row for row in rows if _kind(row)[0] == "quest" or all(row["quality"].get(name) is not None for name in _ESTIMATES)]
     if not rows:
         return None
     case = rows[0]["case"]
@@ -37,8 +41,8 @@ def draw(rows):
                 markersize=4,
                 label=f"{kind[0]}, page {kind[1]}, {measure}",
             )
-    _calibration(calibration, [row for row in rows if _kind(row) == ("outlier", 16)])
-    _layers(layers, rows)
+    _calibration(calibration, [row for row in rows if _kind(row) == ("outlier", 16) and row["quality"].get("deciles")])
+    _layers(layers, [row for row in rows if _kind(row) in _KINDS])
     errors.set_xlabel("keys read exactly")
     errors.set_ylim(0, None)
     calibration.plot([0, 100], [0, 100], color=style.FAINT, linewidth=1.2, zorder=0)
@@ -52,9 +56,11 @@ def draw(rows):
         axis.set_major_formatter(percent)
     names = {kind: f"{'Quest' if kind[0] == 'quest' else kind[0]}, page {kind[1]}" for kind in kinds}
     entries = [style.sign(_KINDS[kind], marker="o", markersize=4, label=name) for kind, name in names.items()]
-    entries += [style.sign(linestyle="--", label="rest dropped"), style.sign(label="rest folded")]
-    entries += [style.sign(style.INK, marker="_", linestyle="", markersize=14, label="truly missed")]
-    entries += [style.sign(style.ACCENT, marker="^", linestyle="", label="bound by Quest's boxes")]
+    entries += [style.sign(linestyle="--", label="rest dropped")]
+    entries += [style.sign(label="rest folded")] if any(kind[0] != "quest" for kind in kinds) else []
+    if layers.lines:
+        entries += [style.sign(style.INK, marker="_", linestyle="", markersize=14, label="truly missed")]
+        entries += [style.sign(style.ACCENT, marker="^", linestyle="", label="bound by Quest's boxes")]
     style.side_legend(figure, entries)
     return figure
 

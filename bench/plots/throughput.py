@@ -1,52 +1,51 @@
 """Tokens per second of one attention layer against the context (P3): a line per head count under the band of its roof."""
 
-from selkey.bench import units
-from selkey.bench.plots import style
+from selkey.bench.plots import cases, style
 
-TITLES = {
-    "hidden": "hidden size fixed: narrower heads",
-    "head_dim": "head_dim fixed: more bytes",
-    "kv_heads": "KV heads fixed: the same bytes",
-}
-READS = {"sdpa": "all keys", "selkey": "selected keys"}
 _NEAR = 0.8  # the band: from this share of the roof to the roof
 
 
 def draw(rows):
-    """A row of panels for dense attention, one for selkey; a column for each way of varying the heads."""
-    rows = [row for row in style.timed(rows, "decode") if row["impl"]["name"] in READS]
-    ways = [fix for fix in TITLES if any(fix in row["case"]["fix"] for row in rows)]
-    if not ways:
+    """A row of panels for each of dense attention, selkey and its formats; a column for each way of varying the heads."""
+    rows = [row for row in style.timed(rows, "decode") if row["model"]]
+    reads, left = cases.selections(rows)
+    chosen = cases.chosen([row for row in rows if row["impl"]["name"] in reads])
+    if chosen is None:
         return None
-    k = max(row["case"]["k"] for row in rows)
-    rows = [row for row in rows if row["case"]["k"] == min(k, row["case"]["context"])]
-    names = [name for name in READS if any(row["impl"]["name"] == name for row in rows)]
-    title = f"One query over a growing cache: {units.count(k)} selected keys against all keys (one layer, attention only)"
-    headings = [f"{style.label(name)}; {TITLES[fix]}" for name in names for fix in ways]
-    size = {"width": max(10, 3.3 + 4.0 * len(ways)), "height": 1.6 + 3.6 * len(names)}
-    figure, axes = style.figure(rows, title, headings, columns=len(ways), legend=2.35, **size)
+    panels, rows = chosen.panels, chosen.rows
+    names = [name for name in reads if any(row["impl"]["name"] == name for row in rows)]
+    title = f"One query over a growing cache: {chosen.keys} against all keys (one layer, attention only)"
+    headings = [f"{style.label(name)};\n{panel.title}" for name in names for panel in panels]
+    size = {"width": max(10, 3.3 + 4.0 * len(panels)), "height": 1.8 + 3.7 * len(names)}
+    note = style.notes(chosen.note, left)
+    figure, axes = style.figure(rows, title, headings, columns=len(panels), legend=2.35, note=note, **size)
     heads = sorted({row["case"]["n_heads"] for row in rows})
     colours = style.shades(heads)
-    for axis, (name, fix) in zip(axes, [(name, fix) for name in names for fix in ways], strict=True):
-        here = [row for row in rows if row["impl"]["name"] == name and fix in row["case"]["fix"]]
-        for n in heads:
+    for axis, (name, panel) in zip(axes, [(name, panel) for name in names for panel in panels], strict=True):
+        here = [row for row in panel.rows if row["impl"]["name"] == name]
+        for number, n in enumerate(heads):
             one = [row for row in here if row["case"]["n_heads"] == n]
             if one:
-                x, roof = style.series(one, _context, _roof)
-                label = f"{n} heads"
-                axis.fill_between(x, [_NEAR * limit for limit in roof], roof, color=colours[n], alpha=0.22, linewidth=0)
-                axis.plot(x, roof, color=colours[n], alpha=0.5, linewidth=0.7, label=f"{label}, roof")
-                points = style.series(one, _context, lambda row: row["model"]["tok_s_attn_only"])
-                axis.plot(*points, marker=style.look(name)["marker"], markersize=4.5, color=colours[n], linewidth=1.3, label=label)
+                other = cases.mark(one[0]["case"]) if panel.short.startswith("hidden") else None
+                _line(axis, one, colours[n], other or f"{n} heads", style.look(name)["marker"], number, len(heads), is_other=bool(other))
         style.context_axis(axis, {_context(row) for row in rows})
     for number in range(len(names)):
-        style.log_y(axes[number * len(ways) : (number + 1) * len(ways)], "tokens / s", _plain)
-    entries = [style.sign(colours[n], linewidth=2.5, label=f"{n} × {_widths(rows, n, ways)}") for n in heads]
+        style.log_y(axes[number * len(panels) : (number + 1) * len(panels)], "tokens / s", _plain)
+    entries = [style.sign(colours[n], linewidth=2.5, label=f"{n} × {_widths(panels, n)}") for n in heads]
+    entries += [style.sign(linestyle="--", label=other) for other in cases.marks(panels)]
     entries += [style.sign(marker=style.look(name)["marker"], markersize=4.5, label=f"{style.label(name)}, measured") for name in names]
     entries.append(style.sign(style.SOFT, linewidth=7, alpha=0.3, label=f"{_NEAR:g} to 1 × the roof"))
-    shape = "heads × head_dim" + (f"\n({' | '.join(ways)} fixed)" if len(ways) > 1 else "")
-    style.side_legend(figure, entries, shape)
+    style.side_legend(figure, entries, "heads × head_dim" + (",\npanel by panel" if any("|" in one.get_label() for one in entries) else ""))
     return figure
+
+
+def _line(axis, rows, colour, label, marker, number, count, *, is_other):
+    """Measured on top of its band; dashed where it is not of the same hidden size as the others."""
+    x, roof = style.series(rows, _context, _roof)
+    axis.fill_between(x, [_NEAR * limit for limit in roof], roof, color=colour, alpha=0.22, linewidth=0)
+    axis.plot(x, roof, color=colour, alpha=0.5, linewidth=0.7, label=f"{label}, roof")
+    points = style.series(rows, _context, lambda row: row["model"]["tok_s_attn_only"])
+    axis.plot(*points, "--" if is_other else "-", marker=marker, color=colour, label=label, **cases.nested(number, count))
 
 
 def _context(row):
@@ -59,11 +58,10 @@ def _roof(row):
 
 
 def _plain(value):
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e4 else f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _widths(rows, heads, ways):
-    """Head widths of a head count, in the order of the panels: "512 | 128"."""
-    cases = [row["case"] for row in rows if row["case"]["n_heads"] == heads]
-    found = {fix: {case["head_dim"] for case in cases if fix in case["fix"]} for fix in ways}
-    return " | ".join("/".join(map(str, sorted(widths))) for widths in found.values() if widths)
+def _widths(panels, heads):
+    """Head widths of a head count, in the order of the panels where they differ: "512 | 128"."""
+    found = [{row["case"]["head_dim"] for row in panel.rows if row["case"]["n_heads"] == heads} for panel in panels]
+    return " | ".join(dict.fromkeys("/".join(map(str, sorted(widths))) for widths in found if widths))

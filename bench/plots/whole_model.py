@@ -2,7 +2,7 @@
 
 from selkey.bench import devices, units
 from selkey.bench.plots import style
-from selkey.bench.plots.throughput import TITLES
+from selkey.bench.plots.cases import TITLES
 
 _NEAR = 0.8
 # what was claimed of an RTX PRO 6000: heads → (context, least and most tokens/s, GB)
@@ -24,7 +24,8 @@ def draw_speed(rows):
     for axis, n, here in _lines(axes, rows):
         x, roof = style.series(here, _context, lambda row: row["model"]["roof_tok_s"])
         axis.fill_between(x, [_NEAR * limit for limit in roof], roof, color=colours[n], alpha=0.22, linewidth=0)
-        axis.plot(*style.series(here, _context, _speed), ":", color=colours[n], linewidth=1.1, label=f"{n} heads, does not fit")
+        if not all(row["mem"]["fits"] for row in here):
+            axis.plot(*style.series(here, _context, _speed), ":", color=colours[n], linewidth=1.1, label=f"{n} heads, does not fit")
         fitting = [row for row in here if row["mem"]["fits"]]
         axis.plot(*style.series(fitting, _context, _speed), color=colours[n], linewidth=2, label=f"{n} heads")
     if _is_claimed(rows):
@@ -33,7 +34,8 @@ def draw_speed(rows):
                 _cross(axis, context, least, most, f"claimed, {n} heads")
     style.log_y(axes.values(), "tokens / s", lambda value: f"{value:g}")
     entries = [style.sign(colours[n], linewidth=2.5, label=f"{n} heads") for n in colours]
-    entries += [style.sign(linewidth=2, label=f"at {efficiency:g} × the rates"), style.sign(linestyle=":", label="does not fit")]
+    entries += [style.sign(linewidth=2, label=f"at {efficiency:g} × the rates")]
+    entries += [style.sign(linestyle=":", label="does not fit")] if any(not row["mem"]["fits"] for row in rows) else []
     entries += [style.sign(style.SOFT, linewidth=7, alpha=0.3, label=f"{_NEAR:g} to 1 × the roof"), *_claims(rows)]
     style.side_legend(figure, entries)
     return figure
@@ -86,7 +88,9 @@ def draw_parts(rows):
         for axis, is_share in ((axes[number], False), (axes[len(names) + number], True)):
             floor = [0.0] * len(here)
             for part in parts:
-                heights = [row["model"]["parts_us"][part] / (sum(row["model"]["parts_us"].values()) if is_share else 1) for row in here]
+                heights = [
+                    row["model"]["parts_us"].get(part, 0.0) / (sum(row["model"]["parts_us"].values()) if is_share else 1) for row in here
+                ]
                 axis.bar(range(len(here)), heights, 0.75, bottom=floor, color=_PARTS[part], label=_NAMES.get(part, part))
                 floor = [low + height for low, height in zip(floor, heights, strict=True)]
             axis.set_xticks(range(len(here)), [units.count(_context(row)) for row in here], fontsize=8.5, rotation=35, ha="right")
