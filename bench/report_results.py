@@ -51,7 +51,7 @@ def _k_sweep(rows):
 def _by_context(rows, workload, title):
     cells = {}
     for row in style.timed(rows, workload):
-        name = style.label(row["impl"]["name"]) + (f", {row['case']['note']}" if workload == "parallel" else "")
+        name = style.label(row["impl"]["name"]) + (f", {row['case'].get('note') or '–'}" if workload == "parallel" else "")
         cells.setdefault(name, {})[row["case"]["context"]] = _median(row)
     return _grid(title, "keys", cells, units.count)
 
@@ -82,7 +82,8 @@ def _real(rows):
     for row in rows:
         if row["case"].get("workload") == "real" and row.get("quality") and row["impl"] and row["impl"]["name"] == "selkey":
             for name, field in (("error of the output", "rel_l2"), ("softmax mass kept", "mass_kept")):
-                cells.setdefault(name, {}).setdefault(row["case"]["k_frac"], []).append(row["quality"][field])
+                if row["quality"].get(field) is not None:
+                    cells.setdefault(name, {}).setdefault(row["case"]["k_frac"], []).append(row["quality"][field])
     cells = {name: {share: f"{statistics.mean(found):.1%}" for share, found in line.items()} for name, line in cells.items()}
     return _grid("A real network, best keys of each query: mean over layers", "keys kept", cells, units.percent)
 

@@ -95,7 +95,7 @@ def runs(rows):
     counted = Counter(row["run"].get("uid") for row in rows)
     lines = [
         (
-            run.get("time", "–").replace("T", " ").replace("+00:00", " UTC"),
+            (run.get("time") or "–").replace("T", " ").replace("+00:00", " UTC"),
             counted[uid],
             run.get("git") or "–",
             (uid or "–")[:12],

@@ -101,6 +101,9 @@ def _panels(rows, title, value, *, legend):
 
 
 def _largest_k(rows):
+    """Those of the smallest batch and the largest k, so that a line joins one case only."""
+    batch = min((row["case"]["batch"] for row in rows), default=1)
+    rows = [row for row in rows if row["case"]["batch"] == batch]
     k = max((row["case"]["k"] for row in rows), default=0)
     return [row for row in rows if row["case"]["k"] == min(k, row["case"]["context"])]
 

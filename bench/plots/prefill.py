@@ -26,7 +26,7 @@ def draw(rows, workload="prefill", name="Causal prefill"):
         look = style.look(name) | {"markersize": 6, "linewidth": 1.8}
         x, y = style.series(here, _tokens, lambda row: row["time"]["t_us"]["p50"])
         time.plot(x, y, label=f"{style.label(name)}: time ∝ S{_power(x, y)}", **look)
-        x, y = style.series(here, _tokens, lambda row: row["mem"]["peak_extra_bytes"] or None)
+        x, y = style.series(here, _tokens, lambda row: row["mem"].get("peak_extra_bytes") or None)
         memory.plot(x, y, label=f"{style.label(name)}: memory ∝ S{_power(x, y)}", **look)
         x, y = style.series(here, _tokens, lambda row: row["mem"]["predicted_extra_bytes"])
         memory.plot(x, y, ":", color=look["color"], linewidth=1.6, gid=f"{style.label(name)}, predicted")

@@ -6,6 +6,7 @@ from selkey.bench.plots import style
 def draw(rows):
     """Output error and softmax mass kept against the share of keys, a line per layer."""
     rows = [row for row in rows if row["case"].get("workload") == "real" and row["quality"] and row["impl"]["name"] == "selkey"]
+    rows = [row for row in rows if all(row["quality"].get(name) is not None for name in ("rel_l2", "mass_kept"))]
     if not rows:
         return None
     case = rows[0]["case"]
