@@ -34,7 +34,8 @@ def test_the_examples_run_as_they_stand(tmp_path):
 def test_every_file_that_the_readmes_name_exists():
     for folder in (ROOT, ROOT / "kernels", ROOT / "bench"):
         text = (folder / "README.md").read_text()
-        for name in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"`([\w/]+\.(?:py|txt|json))`", text):
+        links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+        for name in links + re.findall(r"`([\w/]+\.(?:py|txt|json))`", text):
             if not name.startswith("http"):
                 assert (folder / name).exists(), f"{folder.name}/README.md names {name}"
 
