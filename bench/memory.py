@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from selkey.bench import units
+
 
 def peak_extra(call, device):
     """Run a call once and see how high memory rises.
@@ -43,10 +45,31 @@ def peak_extra(call, device):
 
 
 def available(device):
-    """Bytes that a run may take: nine tenths of what a GPU, eight tenths of what the system has free now."""
+    """Bytes that a run may take: nine tenths of what a GPU, eight tenths of what the system or this container has free now."""
     if device == "cuda":
         return int(0.9 * torch.cuda.mem_get_info()[0])
-    return int(0.8 * psutil.virtual_memory().available)
+    return int(0.8 * min(psutil.virtual_memory().available, _free_in_container()))
+
+
+def limit(asked, device):
+    """(bytes that a run may take, a sentence where that is less than was asked for).
+
+    Args:
+        asked: bytes, or None for as much as is available.
+    """
+    there = available(device)
+    if asked is None or asked <= there:
+        return asked or there, None
+    return there, f"--max-memory {units.memory(asked)} is more than can be had here: {units.memory(there)} are used"
+
+
+def _free_in_container():
+    """What a control group leaves (cgroup v2: memory.max less memory.current), infinite without a limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return max(0, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such group, or "max"
+        return float("inf")
 
 
 def _status_bytes(field):

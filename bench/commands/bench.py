@@ -84,6 +84,9 @@ def bench(
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     environment = machine.environment(device)
+    memory_limit, lowered = memory.limit(max_memory, device)
+    if lowered:
+        click.echo(lowered, err=True)
     plan = Plan(
         environment=environment,
         cases=cases,
@@ -94,7 +97,7 @@ def bench(
         device=device,
         seed=seed,
         seconds=time_budget or default["seconds"],
-        memory_limit=max_memory or memory.available(device),
+        memory_limit=memory_limit,
         invocation=invocation(),
         real_implementations=names,
         timer=timer,

@@ -76,6 +76,9 @@ def sweep(
     for sentence in impossible:
         click.echo(f"left out: {sentence}", err=True)
     environment = machine.environment(device)
+    memory_limit, lowered = memory.limit(max_memory, device)
+    if lowered:
+        click.echo(lowered, err=True)
     plan = Plan(
         environment=environment,
         cases=cases,
@@ -84,7 +87,7 @@ def sweep(
         device=device,
         seed=seed,
         seconds=time_budget or default["seconds"],
-        memory_limit=max_memory or memory.available(device),
+        memory_limit=memory_limit,
         invocation=invocation(),
         timer=timer,
     )

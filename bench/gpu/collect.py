@@ -14,6 +14,7 @@ from pathlib import Path
 from selkey.bench import records
 
 DONE = "ok"
+_TEXTS = (("status", "state"), ("case", "workload"), ("env", "device"))
 
 
 @dataclass
@@ -158,10 +159,10 @@ def _rows(path):
         lines.append(line + "\n")
         try:
             row = json.loads(line)
-            row["status"]["state"], row["case"]["workload"], row["env"]["device"], _about(row)
-        except (ValueError, KeyError, TypeError):
+            if all(isinstance(row[block][name], str) for block, name in _TEXTS) and hash(_about(row)):
+                found.append(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        found.append(row)
     return found, lines
 
 

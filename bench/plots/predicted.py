@@ -15,7 +15,7 @@ def draw(rows):
     panels = [panel for panel in panels if panel[-1]]
     if not panels:
         return None
-    shown = [row for *_, points in panels for row, _, _ in points]
+    shown = list({id(row): row for *_, points in panels for row, _, _ in points}.values())
     headings = [f"{what}: {_within(points, outer)}" for what, outer, _, points in panels]
     size = {"width": 2.8 + 4.6 * len(panels), "height": 5.8, "legend": 2.0}
     figure, axes = style.figure(shown, "Predicted against measured, a point per case and implementation", headings, **size)
