@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from selkey.bench import axes, cost, machine, one_case, peer_workloads, records, resume, room, sweeps, timing, words, workloads
+from selkey.bench import axes, cost, machine, memory, one_case, peer_workloads, records, resume, room, sweeps, timing, words, workloads
 from selkey.bench.commands.bench import bench
 from selkey.bench.commands.sweep import sweep
 from selkey.bench.peers import PEERS
@@ -387,3 +387,10 @@ def test_new_workloads_are_opt_in():
     assert {"blocks", "mla"} < set(workloads.WORKLOADS) and not {"blocks", "mla"} & set(workloads.DEFAULT)
     with pytest.raises(ValueError, match="--k 100: --workload blocks reads whole blocks of 64 keys"):
         peer_workloads.blocks((4096,), (100,), dtype="bf16")
+
+
+def test_no_more_memory_is_promised_than_there_is(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 10**9)
+    assert memory.limit(None, "cpu") == (10**9, None) and memory.limit(5 * 10**8, "cpu") == (5 * 10**8, None)
+    limit, sentence = memory.limit(9 * 10**10, "cpu")
+    assert limit == 10**9 and "90.0 GB" in sentence and "1.00 GB" in sentence
