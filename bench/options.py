@@ -46,3 +46,13 @@ def chosen_device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: torch finds no GPU here; --device cpu measures the CPU backend")
     return name
+
+
+def memory_limit(asked, device):
+    """Bytes that --max-memory (or None) lets a run take; says so where there are fewer than were asked for."""
+    from selkey.bench import memory
+
+    bytes_there, lowered = memory.limit(asked, device)
+    if lowered:
+        click.echo(lowered, err=True)
+    return bytes_there

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import peer_workloads, units, workloads
-from selkey.bench.options import BYTES, COUNT, COUNTS, SEED, Finite, chosen_device
+from selkey.bench.options import BYTES, COUNT, COUNTS, SEED, Finite, chosen_device, memory_limit
 
 _QUICK = {
     "heads": (8, 32), "contexts": (1024, 4096), "ks": (256,), "k_context": 2048,
@@ -66,7 +66,7 @@ def bench(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from selkey.bench import machine, memory, summary, timers
+    from selkey.bench import machine, summary, timers
     from selkey.bench.peers import PEERS
     from selkey.bench.peers.chosen import chosen
     from selkey.bench.recorded import invocation, record
@@ -84,9 +84,6 @@ def bench(
     except ValueError as problem:
         raise click.UsageError(str(problem)) from None
     environment = machine.environment(device)
-    memory_limit, lowered = memory.limit(max_memory, device)
-    if lowered:
-        click.echo(lowered, err=True)
     plan = Plan(
         environment=environment,
         cases=cases,
@@ -97,7 +94,7 @@ def bench(
         device=device,
         seed=seed,
         seconds=time_budget or default["seconds"],
-        memory_limit=memory_limit,
+        memory_limit=memory_limit(max_memory, device),
         invocation=invocation(),
         real_implementations=names,
         timer=timer,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from selkey.bench import axes, units
-from selkey.bench.options import BYTES, COUNT, SEED, Finite, Parsed, chosen_device
+from selkey.bench.options import BYTES, COUNT, SEED, Finite, Parsed, chosen_device, memory_limit
 
 # the names stand here again, so that `--help` answers at once
 _FIXES = ("hidden", "head_dim", "kv_heads")
@@ -53,7 +53,7 @@ def sweep(
     Every KV head has a list of its own. Cases that no memory here holds are predicted and become rows, as does whatever an
     implementation cannot do. Ctrl-C keeps what was measured; --resume goes on with it.
     """
-    from selkey.bench import machine, memory, summary, sweeps, timers
+    from selkey.bench import machine, summary, sweeps, timers
     from selkey.bench.peers import PEERS
     from selkey.bench.peers.chosen import chosen
     from selkey.bench.recorded import invocation, record
@@ -76,9 +76,6 @@ def sweep(
     for sentence in impossible:
         click.echo(f"left out: {sentence}", err=True)
     environment = machine.environment(device)
-    memory_limit, lowered = memory.limit(max_memory, device)
-    if lowered:
-        click.echo(lowered, err=True)
     plan = Plan(
         environment=environment,
         cases=cases,
@@ -87,7 +84,7 @@ def sweep(
         device=device,
         seed=seed,
         seconds=time_budget or default["seconds"],
-        memory_limit=memory_limit,
+        memory_limit=memory_limit(max_memory, device),
         invocation=invocation(),
         timer=timer,
     )
