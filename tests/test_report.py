@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 from click.testing import CliRunner
-from test_plots import CEILINGS, row
+from plot_rows import CEILINGS, row
 
 from selkey.bench import records, report, report_files, report_results, report_tables
 from selkey.bench.commands.report import report as command
