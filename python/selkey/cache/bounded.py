@@ -2,17 +2,14 @@
 
 import torch
 
-from selkey import tensor_file
-from selkey.cache import bounded_checks, reading
+from selkey.cache import bounded_checks, bounded_state, reading
+from selkey.cache.bounded_operations import Operations
 from selkey.cache.pins import Pins
 from selkey.cache.pools import Pools
-from selkey.cache.rope import RoPE
 from selkey.cache.surroundings import undisturbed
 
-FILE = tensor_file.Kind("selkey.BoundedCache", "1", "cache", "BoundedCache.save")
 
-
-class BoundedCache:
+class BoundedCache(Operations):
     """Keys and values of one layer, for ever, in pools of fixed size.
 
     ========  =================================================  ================================================
@@ -33,7 +30,7 @@ class BoundedCache:
     However tokens are split into calls of `append`, the same tokens are in the same pools (up to rounding of the default score,
     or as far as `score` treats each row by itself) and the folds of a head hold the same tokens in all; which fold holds which, and the
     key centre of a quantised `format`, may differ. The rows of all batch entries advance together. `append` and `attention` never
-    wait for the device; `pin`, `unpin`, `save` and `load` do. Nothing here is differentiable.
+    wait for the device; all else may. Nothing here is differentiable.
 
     Args:
         batch_size, n_kv_heads, head_dim: B, HK, D.
@@ -185,76 +182,10 @@ class BoundedCache:
         chosen = (out, *([lse] if return_lse else ()), *([report] if return_report else ()))
         return chosen if len(chosen) > 1 else out
 
-    def save(self, path):
-        """Write the cache to a file. It replaces one that is there at the end, at once: a failure leaves the old one whole.
-
-        Raises:
-            OSError, SafetensorError: the file cannot be written.
-        """
-        bounded_checks.check_path(path)
-        tensor_file.write(path, FILE, self._pools.tensors(), self._description())
-
-    @classmethod
-    def load(cls, path, device=None, *, score=None):
-        """The cache that `save` wrote; it continues as the saved one would have, to the bit.
-
-        Args:
-            device: where it is to lie.
-            score: the `score` of the saved cache, which no file can hold; must be given iff it had one.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not a file of a cache, of another version, truncated, or damaged: not a byte of it may have changed.
-        """
-        bounded_checks.check_path(path)
-        with tensor_file.opened(path, FILE) as (file, description):
-            try:
-                arguments, state = _arguments(description), description["state"]
-                sizes = bounded_checks.sizes(**arguments)
-                layout = sizes.layout()
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{path} must describe the arguments of a BoundedCache; it does not: {error!r}") from error
-            tensor_file.check_tensors(path, FILE, file, layout)
-            if description.get("has_score", False) != (score is not None):
-                needed = "the score that the saved cache had" if score is None else "None, as the saved cache had no score of its own"
-                raise ValueError(f"score must be {needed}, to continue {path}; got {score!r}")
-            cache = cls(**arguments, score=score, device=device)
-            try:
-                cache._pools.restore(state)
-                cache._pins.restore(state["pins"])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{path} must describe the state of a BoundedCache; it does not: {error!r}") from error
-            for name, tensor in cache._pools.tensors().items():
-                tensor.copy_(file.get_tensor(name))
-        return cache
-
     def _description(self):
-        sizes = self._pools.sizes
-        names = ("batch_size", "n_kv_heads", "head_dim", "v_head_dim", "sinks", "pins", "window", "keep", "folds", "format")
-        rope = sizes.rope
-        return {
-            "arguments": {name: getattr(sizes, name) for name in names}
-            | {"dtype": str(sizes.dtype).removeprefix("torch.")}
-            | {
-                "rope": None
-                if rope is None
-                else {"inv_freq": rope.inv_freq, "length": rope.trained_length, "interleaved": rope.interleaved}
-            },
-            "has_score": self._pools.score is not None,
-            "state": self._pools.state() | {"pins": self._pins.state()},
-        }
+        return bounded_state.describe(self._pools, self._pins)
 
     def __repr__(self):
         sizes = self._pools.sizes
         pools = ", ".join(f"{name}={getattr(sizes, name)}" for name in ("sinks", "pins", "window", "keep", "folds"))
         return f"BoundedCache({sizes.batch_size}, {sizes.n_kv_heads}, {sizes.head_dim}, {pools}, format={sizes.format!r}; seen={self.seen})"
-
-
-def _arguments(description):
-    """The arguments of the constructor from `BoundedCache._description`."""
-    arguments = dict(description["arguments"])
-    arguments["dtype"] = getattr(torch, arguments["dtype"])
-    rope = arguments["rope"]
-    if rope is not None:
-        arguments["rope"] = RoPE(rope["inv_freq"], rope["length"], rope["interleaved"])
-    return arguments

@@ -5,16 +5,15 @@ import torch
 from selkey.cache import kv_checks
 from selkey.cache import rest as rests
 from selkey.cache.centre import ENOUGH
+from selkey.cache.kv_operations import Operations
+from selkey.cache.paging import Paging, reserve
 from selkey.cache.store import Store
 from selkey.cache.summaries import Summaries
 from selkey.cache.surroundings import undisturbed
 from selkey.kernels.formats import FORMATS
 
-# a pool that is full grows by a half, so that appending costs amortised time and at most a third of the pool is empty
-GROWTH = 1.5
 
-
-class KVCache:
+class KVCache(Operations):
     """Keys and values of a batch of sequences of any lengths.
 
     Rows are stored once, each by itself, and never stored again. A row with NaN or infinity is kept as it is in the plain formats and
@@ -64,7 +63,10 @@ class KVCache:
         # the same on the host, so that appending and growing never wait for the device
         self.known_lengths = [0] * batch_size
         self.room = None if capacity is None else [capacity] * batch_size
-        self._pages_in_use = batch_size * pages
+        self.paging = Paging(batch_size) if capacity is None else None
+        self.owns_pages = True
+        # how often rows were taken away or given to other entries: what is kept of rows must then be made again
+        self.version = 0
         self.summaries = None
         if summary_page is not None:
             self.summaries = Summaries(self, summary, 0 if capacity is None else capacity)
@@ -105,7 +107,7 @@ class KVCache:
         cache.lengths = lengths.to(torch.int32, copy=True)
         # rows up to the first page that is none
         cache.room = (is_page.int().cumprod(1).sum(1) * cache.page_size).tolist()
-        cache._pages_in_use = block_table.numel()
+        cache.paging, cache.owns_pages = None, False
         return cache
 
     @property
@@ -144,8 +146,8 @@ class KVCache:
         if not any(given):
             return
         after = [held + more for held, more in zip(self.known_lengths, given, strict=True)]
-        if self.capacity is None:
-            self._reserve(after)
+        if self.paging is not None:
+            reserve(self, after)
         S = k.shape[1]
         count = torch.tensor(given, dtype=torch.int32).to(self.device, non_blocking=True)
         place = torch.arange(S, device=self.device)
@@ -159,29 +161,6 @@ class KVCache:
         if self.device.type != "cpu":
             # the device is not asked whether a head was given a finite row
             self.store.is_centre_fixed |= all(rows >= ENOUGH for rows in after)
-
-    def _reserve(self, lengths):
-        """Take pages for sequences of so many rows."""
-        P, table = self.page_size, self.store.tensors["pages"]
-        held, wanted = ([-(-rows // P) for rows in of] for of in (self.known_lengths, lengths))
-        new = sum(wanted) - sum(held)
-        if new == 0:
-            return
-        pool = len(self.store.tensors["records"]) // P
-        if self._pages_in_use + new > pool:
-            pool = max(self._pages_in_use + new, int(pool * GROWTH))
-        width = table.shape[1]
-        if max(wanted) > width:
-            width = max(max(wanted), int(width * GROWTH))
-        self.store.grow(pool * P, width * P)
-        if self.summaries is not None:
-            self.summaries.grow(width * P)
-        table, page = self.store.tensors["pages"], self._pages_in_use
-        for b, (first, last) in enumerate(zip(held, wanted, strict=True)):
-            if last > first:
-                table[b, first:last] = torch.arange(page, page + last - first, dtype=torch.int32).to(table.device, non_blocking=True)
-                page += last - first
-        self._pages_in_use = page
 
     @undisturbed()
     def dequantize(self):

@@ -17,8 +17,12 @@ class Pins:
 
     def __init__(self, pools):
         self.pools = pools
-        self.slots = [{} for _ in range(pools.sizes.batch_size)]
-        self.groups = [{} for _ in range(pools.sizes.batch_size)]
+        self.clear()
+
+    def clear(self):
+        """As if nothing had ever been pinned; the tables are the business of `pools`."""
+        self.slots = [{} for _ in range(self.pools.sizes.batch_size)]
+        self.groups = [{} for _ in range(self.pools.sizes.batch_size)]
         self._count()
 
     def state(self):
@@ -82,6 +86,15 @@ class Pins:
         for position in positions:
             del self.slots[batch][position]
         self._write_tables(batch, groups)
+
+    def forget(self, batch, positions):
+        """Drop pins whose tokens are gone; positions that are not pinned are passed over."""
+        gone = [position for position in positions if position in self.slots[batch]]
+        if gone:
+            groups = self._without(batch, gone)
+            for position in gone:
+                del self.slots[batch][position]
+            self._write_tables(batch, groups)
 
     def _regrouped(self, batch, positions, boost):
         """The groups of an entry after `positions` have been given `boost` together."""

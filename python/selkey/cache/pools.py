@@ -29,16 +29,28 @@ class Pools:
         self.keep = Store(*keep, sizes.dtype, device) if sizes.keep else None
         self.folds = Folds(*sizes.fold_arguments(), rope_interleaved=sizes.rope_interleaved, device=device) if sizes.folds else None
         self.tables = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in sizes.tables().items()}
-        for name in ("exact_position", "pin_group", "keep_position", "first_and_last"):
-            self.tables[name].fill_(-1)
-        self.tables["keep_priority"].copy_(torch.arange(sizes.keep, device=device) + _FREE)
-        if sizes.rope is not None:
-            self.tables["inv_freq"].copy_(torch.tensor(sizes.rope.inv_freq, dtype=torch.float64))
         # No format of keep makes infinity of what is smaller; of the coded ones, none whose sums of a row are finite.
         self.largest = 65504.0 if sizes.format == "fp16" else 1e30
+        self._begin()
+
+    def _begin(self):
+        """What is not 0 where no token has come."""
+        for name in ("exact_position", "pin_group", "keep_position", "first_and_last"):
+            self.tables[name].fill_(-1)
+        self.tables["keep_priority"].copy_(torch.arange(self.sizes.keep, device=self.device) + _FREE)
+        if self.sizes.rope is not None:
+            self.tables["inv_freq"].copy_(torch.tensor(self.sizes.rope.inv_freq, dtype=torch.float64))
         self.seen = 0  # tokens appended
         self.next_position = 0  # None: only the device knows
         self.has_left = False  # something was offered to keep
+
+    def clear(self):
+        """As if no token had come; every tensor stays where it is."""
+        for name, tensor in self.tensors().items():
+            tensor.fill_(-1 if name.startswith("folds.") and name.endswith("position") else 0)
+        if self.keep:
+            self.keep.is_centre_fixed = not self.keep.format.is_rotated
+        self._begin()
 
     def tensors(self):
         """Every tensor by the name that `Sizes.layout` gives it."""
@@ -132,10 +144,13 @@ class Pools:
             return (tokens - sinks) % ring + self.sizes.first_of_ring
         return torch.where(tokens < sinks, tokens, (tokens - sinks) % ring + self.sizes.first_of_ring)
 
+    def left_window(self, seen):
+        """How many of the first `seen` tokens have left the window once so many were appended: whole runs."""
+        return max(0, seen - self.sizes.sinks - self.sizes.window) // self.sizes.run * self.sizes.run
+
     def _oldest_slots(self, count):
-        """Slots of the oldest tokens of the ring; whole runs have left it so far."""
-        left = max(0, self.seen - self.sizes.sinks - self.sizes.window) // self.sizes.run * self.sizes.run
-        return self.slots_of(self.sizes.sinks + left, count)
+        """Slots of the oldest tokens of the ring."""
+        return self.slots_of(self.sizes.sinks + self.left_window(self.seen), count)
 
     def _oldest(self, count, mean_keys):
         """The oldest tokens of the ring, as `offer` takes them; mean_keys ``[B, count / run, HK, D]`` are those of their runs."""

@@ -146,8 +146,8 @@ class Store:
         table = self.tensors["records"].flatten(0, 1)
         table[ids.flatten()[is_written]] = records[is_written]
 
-    def read(self, slots):
-        """Rows as the kernels see them, rotated back: slots ``[B, M, HK]`` int64 → (k, v) in `dtype`, 0 where a slot is below 0.
+    def read(self, slots, dtype=None):
+        """Rows as the kernels see them, rotated back: slots ``[B, M, HK]`` int64 → (k, v), 0 where a slot is below 0; dtype: not `dtype`.
 
         Of joint formats v is a part of k.
         """
@@ -167,12 +167,12 @@ class Store:
             centre = torch.where(key_scale >= 0, self.tensors["centre"][:, None], 0.0)
             k, v = k @ key_rotation.T * key_scale.abs() + centre, v @ value_rotation.T * value_scale
             # what was finite comes back finite, and NaN as NaN
-            largest = torch.finfo(self.dtype).max
+            largest = torch.finfo(dtype or self.dtype).max
             k, v = k.clamp(-largest, largest), v.clamp(-largest, largest)
         else:
             v = k[..., :DV] if v is None else v
         is_empty = (slots < 0)[..., None]
-        return tuple(rows.masked_fill(is_empty, 0.0).to(self.dtype) for rows in (k, v))
+        return tuple(rows.masked_fill(is_empty, 0.0).to(dtype or self.dtype) for rows in (k, v))
 
     def attention(
         self, q, indices, *, scale, softcap=None, index_bias=None, key_bias=None, kv_lengths=None, query_offset=None, block_size=1,

@@ -12,6 +12,7 @@ Rows are stored in the dtype of the cache, and rounded once: the page that is be
 
 import torch
 
+from selkey.cache.entries import chosen
 from selkey.cache.summary import LARGEST_KEY, LARGEST_VALUE
 
 KINDS = {"mean": 1, "outlier": 2}
@@ -70,6 +71,17 @@ class Summaries:
                 new[:, : old.shape[1] - M] = old[:, :-M]
                 self.tensors[name] = new
 
+    def held(self, rows=None):
+        """Views of the tensors without the room behind the rows of the longest sequence; rows: of another number of rows."""
+        entries = (self._pages(self.cache.rows if rows is None else rows) - 1) * self.rows_per_page
+        return {name: tensor if name == "open_rows" else tensor[:, :entries] for name, tensor in self.tensors.items()}
+
+    def select(self, entries):
+        """Go on with these batch entries."""
+        self.tensors = {name: chosen(tensor, entries) for name, tensor in self.tensors.items()}
+        for tree in self.trees.values():
+            tree.select(entries)
+
     def update(self, k, v, lengths, count):
         """Take in appended rows.
 
@@ -85,7 +97,7 @@ class Summaries:
             self._update(k[:, part], None if v is None else v[:, part], lengths + before, here)
 
     def _update(self, k, v, lengths, count):
-        B, S, P, M = *k.shape[:2], self.page, self.rows_per_page
+        B, S, P = *k.shape[:2], self.page
         place = torch.arange(S, device=k.device)
         rows = _clean_rows(k, v, place < count[:, None])
         # the rows, laid out from the start of the page that the first of them belongs to
@@ -98,19 +110,61 @@ class Summaries:
 
         first, after = (lengths // P).long(), (lengths + count).long()
         pages = first[:, None] + torch.arange(touched, device=k.device)
-        nowhere = self.tensors["log_count"].shape[1] // M - 1
-        pages = torch.where(pages * P < after[:, None], pages, nowhere)
+        self._write(torch.where(pages * P < after[:, None], pages, self._nowhere), laid_out)
         entry = torch.arange(B, device=k.device)[:, None]
-        for name, values in summarise_groups(laid_out[..., :-1], laid_out[..., -1], None, self.widths, self.kind).items():
-            tensor = self.tensors[name]
-            if tensor.dtype in (torch.float16, torch.bfloat16):
-                largest = torch.finfo(tensor.dtype).max
-                values = values.clamp(-largest, largest)
-            tensor.unflatten(1, (-1, M))[entry, pages] = values.to(tensor.dtype)
         # the page that is not full yet, or none that begins: it would lie behind those that were touched
         number = after // P - first
         page = laid_out[:, 0] if touched == 1 else laid_out[entry[:, 0], number.clamp(max=touched - 1)]
         torch.mul(page, (number < touched)[:, None, None, None], out=self.tensors["open_rows"])
+
+    @property
+    def _nowhere(self):
+        """The page that takes what is written to none."""
+        return self.tensors["log_count"].shape[1] // self.rows_per_page - 1
+
+    def _write(self, pages, rows):
+        """Write the summaries of rows ``[B, n, page, HK, widths + 1]`` as those of pages ``[B, n]``."""
+        entry = torch.arange(len(pages), device=pages.device)[:, None]
+        for name, values in summarise_groups(rows[..., :-1], rows[..., -1], None, self.widths, self.kind).items():
+            tensor = self.tensors[name]
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                largest = torch.finfo(tensor.dtype).max
+                values = values.clamp(-largest, largest)
+            tensor.unflatten(1, (-1, self.rows_per_page))[entry, pages] = values.to(tensor.dtype)
+
+    def crop(self, lengths):
+        """Keep so many rows of every sequence.
+
+        Args:
+            lengths: list of ints; the cache still has its old lengths.
+        """
+        P, before, after = self.page, self.cache.known_lengths, torch.tensor(lengths, device=self.cache.device)
+        slots = (after - after % P)[:, None] + torch.arange(P, device=after.device)
+        is_held = slots < after[:, None]
+        rows = self.tensors["open_rows"] * is_held[..., None, None]
+        was_full = [old // P > new // P and new % P > 0 for old, new in zip(before, lengths, strict=True)]
+        if any(was_full):
+            was_full = torch.tensor(was_full, device=after.device)
+            slots = torch.where(is_held & was_full[:, None], slots, -1)
+            k, v = self.cache.store.read(slots, torch.float32)
+            stored = _clean_rows(k, v if len(self.widths) > 1 else None, slots >= 0)
+            rows = torch.where(was_full[:, None, None, None], stored, rows)
+        self.tensors["open_rows"].copy_(rows)
+        clear_behind(self.tensors, [-(-rows // P) * self.rows_per_page for rows in lengths])
+        self._write(torch.where(after % P > 0, after // P, self._nowhere)[:, None], rows[:, None])
+        for tree in self.trees.values():
+            tree.crop(lengths)
+
+
+def clear_behind(tensors, ends):
+    """Make rows ``[B, rows, …]`` of summaries such that stand for no key, from `ends` on, a list of B ints."""
+    first = min(ends, default=0)
+    rows = torch.arange(first, tensors["log_count"].shape[1], device=tensors["log_count"].device)
+    gone = rows >= torch.tensor(ends, device=rows.device)[:, None]
+    for name in ("mean_key", "mean_value", "log_count", "spread", "place"):
+        if name in tensors:
+            tensor = tensors[name][:, first:]
+            tensor.masked_fill_(gone.view(*gone.shape, *[1] * (tensor.dim() - 2)), float("-inf") if name == "log_count" else 0)
 
 
 def summarise_groups(rows, count, spread, widths, kind):

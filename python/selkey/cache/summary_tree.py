@@ -9,7 +9,8 @@ import threading
 
 import torch
 
-from selkey.cache.summaries import summarise_groups
+from selkey.cache.entries import chosen
+from selkey.cache.summaries import clear_behind, summarise_groups
 
 _NAMES = ("mean_key", "log_count", "spread")
 # nodes that are made at once: their rows are copied in fp32
@@ -75,6 +76,19 @@ class SummaryTree:
                 count = min(_AT_ONCE, most - start)
                 self._make(level, first[:, None] + start + torch.arange(count, device=cache.device), end[:, None])
         self.known_lengths = list(cache.known_lengths)
+
+    def select(self, entries):
+        """Go on with these batch entries of the cache."""
+        self.levels[1:] = [{name: chosen(tensor, entries) for name, tensor in level.items()} for level in self.levels[1:]]
+        self.known_lengths = [self.known_lengths[entry] for entry in entries]
+
+    def crop(self, lengths):
+        """Go on after the sequences of the cache were cropped to lengths, a list of ints."""
+        for level, tensors in enumerate(self.levels[1:], 1):
+            size = self.node_size(level)
+            clear_behind(tensors, [-(-rows // size) * self.summaries.rows_per_page for rows in lengths])
+        # one row less, so that the last node of every level is made again
+        self.known_lengths = [min(known, max(rows - 1, 0)) for known, rows in zip(self.known_lengths, lengths, strict=True)]
 
     def _grow(self):
         """Room on every level for what the level below has room for, and levels until one has no more than `branch` nodes."""

@@ -28,9 +28,9 @@ class Kept(weakref.WeakKeyDictionary):
             self[cache] = kept
 
     def of(self, cache, make):
-        """What is kept of a cache; the first time, what `make(cache)` gives."""
+        """What is kept of a cache; the first time, and after rows of it were taken away or given to others, what `make(cache)` gives."""
         with self.lock:
-            if cache not in self:
+            if cache not in self or self[cache].version != cache.version:
                 self[cache] = make(cache)
             return self[cache]
 

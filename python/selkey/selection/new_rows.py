@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from selkey.cache.kv_cache import GROWTH
+from selkey.cache.paging import GROWTH
 
 # numbers that are read at once
 _AT_ONCE = 1 << 22
@@ -18,6 +18,7 @@ class NewRows(ABC):
     """
 
     def __init__(self, cache):
+        self.version = cache.version
         self.known, self.lengths, self.room = [0] * cache.batch_size, torch.zeros_like(cache.lengths), 0
         self._lock = threading.Lock()
 
