@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import selkey
-from selkey import cpu, rows, tiles
+from selkey import cpu, cpu_heads, rows, tiles
 from selkey.testing import Case, assert_close, make_inputs, odd_strides, run
 
 
@@ -47,6 +47,7 @@ def test_any_call_in_any_tiles_matches_the_reference(monkeypatch, seed, part):
     numbers = random.Random(seed)
     for _ in range(12):
         tiles_of(monkeypatch, numbers.choice([1, 500, 5000, 1 << 22]), numbers.choice([1, 7, 1 << 17]), numbers.choice([2, 3, 16]))
+        monkeypatch.setattr(cpu_heads, "FEWEST_QUERIES", numbers.choice([1, 64]))
         case, wanted = random_case(numbers), numbers.choice(["out", "lse", "weights"])
         inputs = make_inputs(case, seed=numbers.randrange(2**31))
         try:
@@ -291,3 +292,17 @@ def test_the_time_of_a_prefill_grows_with_its_length_and_not_with_its_square():
 
     short, long = fastest([call_of(512), call_of(4096)], rounds=5)
     assert long < 20 * short
+
+
+@pytest.mark.parametrize("S, G, goes", [(64, 1, True), (63, 1, False), (64, 2, False)])
+def test_heads_go_one_by_one_where_a_list_fills_a_tile_and_queries_are_many(monkeypatch, S, G, goes):
+    inputs = make_inputs(Case(B=1, S=S, N=40, HQ=4, HK=2, G=G, D=8, DV=8, K=20))
+    called = []
+    monkeypatch.setattr(cpu, "head_by_head", lambda *given, **named: called.append(1) or cpu_heads.head_by_head(*given, **named))
+    monkeypatch.setattr(cpu, "TILE_BYTES", 4 * 20 * 2 * 16)
+    assert_close(run("cpu", inputs), inputs)
+    assert bool(called) == goes
+    called.clear()
+    monkeypatch.setattr(cpu, "TILE_BYTES", 4 * 20 * 2 * 16 + 1)
+    run("cpu", inputs)
+    assert not called

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from selkey.cpu_backward import attention_backward, check_gradients  # noqa: F401  the other half of this backend
+from selkey.cpu_heads import head_by_head, pays
 from selkey.tiles import tile_bias, walk_lists
 
 # Rows in a tile, in fp32: large beside the cost of a call to PyTorch, small beside the caches.
@@ -43,6 +44,12 @@ def attention(
     Gradients are not recorded. Rows of a cache come as `stored`, StoredRows of which k and v are the codes; `out_dtype` is that of
     q where it is not given.
     """
+    if pays(q, k, v, indices, block_size, stored, cu_seqlens_q, TILE_BYTES):
+        return head_by_head(
+            attention, q, k, v, indices, block_size=block_size, index_lengths=index_lengths, kv_lengths=kv_lengths,
+            query_offset=query_offset, index_bias=index_bias, key_bias=key_bias, sinks=sinks, softcap=softcap, scale=scale,
+            v_head_dim=v_head_dim, return_lse=return_lse, return_weights=return_weights, out_dtype=out_dtype,
+        )  # fmt: skip
     B, S, HQ, D = q.shape
     K = indices.shape[3]
     float_type = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -53,7 +60,9 @@ def attention(
         return out, lse if return_lse else None, weights
 
     is_plain = stored is None or stored.format.is_plain
-    is_fused = _flash is not None and is_plain and softcap is None and not return_weights and (v is None or v_head_dim == D)
+    # for single rows of queries PyTorch's kernel is no faster than the steps one by one, in 16 bits half as fast
+    has_groups = HQ > max(k.shape[2], indices.shape[2])
+    is_fused = _flash is not None and is_plain and has_groups and softcap is None and not return_weights and (v is None or v_head_dim == D)
     walk = walk_lists(
         q, k, v, indices, index_lengths, block_size, kv_lengths, query_offset, key_bias, cu_seqlens_q, cu_seqlens_k,
         TILE_BYTES, q.dtype if is_fused and not return_lse else float_type, stored,
@@ -120,9 +129,6 @@ def _fused_partial(query, keys, values, bias, scale, v_head_dim):
         keys, values: ``[T, H, C, D]``, dtype of query.
         bias: as from `tile_bias`.
     """
-    if query.shape[2] == 1:
-        # for a single row of queries PyTorch's kernel walks through rows of other heads more slowly than they are copied
-        keys, values = keys.contiguous(), values.contiguous()
     out, lse = _flash(query, keys, values, 0.0, False, attn_mask=bias, scale=scale)
     if bias is not None:
         # The kernel gives a query without a live slot lse = 0.
