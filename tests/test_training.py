@@ -163,7 +163,7 @@ def test_lora_with_marks_and_window_reaches_the_loss_of_dense_lora(base):
 
 
 def test_memory_of_a_lora_step_grows_linearly(base):
-    from selkey.hf.selected import register
+    from selkey.hf import register
 
     assert_memory_is_linear(lora.with_adapters(base), prepare=register)
 
@@ -177,7 +177,7 @@ def test_a_transformers_model_over_lists_of_all_keys_is_dense(base):
 
 def test_a_bidirectional_model_stays_bidirectional():
     transformers = pytest.importorskip("transformers")
-    from selkey.hf.selected import register
+    from selkey.hf import register
 
     register()
     torch.manual_seed(0)
@@ -205,12 +205,6 @@ def test_a_padded_batch_reads_no_padding(base):
         expected = base(ids, indices=alone).logits
         found = base(torch.nn.functional.pad(ids, (padded, 0)), attention_mask=mask, indices=lists[:, :, 0]).logits
     torch.testing.assert_close(found[:, padded:], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_what_the_implementation_cannot_do_is_said(base):
-    base.set_attn_implementation("selkey")
-    with pytest.raises(ValueError, match="needs the lists of selected keys"):
-        base(torch.zeros(1, 4, dtype=torch.long))
 
 
 # The command.

@@ -44,7 +44,7 @@ def tiny_llama(vocabulary, seed=0, width=64):
     """A random `LlamaForCausalLM`: 2 layers, 4 query heads over 2 KV heads, rotary embedding."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from selkey.hf.selected import register
+    from selkey.hf import register
 
     register()
     torch.manual_seed(seed)

@@ -1,0 +1,250 @@
+"""SelkeyCache: a cache for `generate` of transformers, compressed or of constant size, in which a human can pin.
+
+    cache = selkey.hf.SelkeyCache(model, tokenizer=tokenizer, bounded=True)
+    model.generate(**inputs, past_key_values=cache)
+    cache.pin("the words that matter")
+
+The queries of a long text that comes in one call are served a few at a time, so that rows leave a window as if they had come one by one.
+"""
+
+import copy
+
+import torch
+from transformers.cache_utils import Cache, DummyLayer, DynamicSlidingWindowLayer
+
+from selkey.hf import cache_file, cache_pins
+from selkey.hf.feed import Feed
+from selkey.hf.implementation import NAME, use
+from selkey.hf.kv_rows import new_pins, reordered
+from selkey.hf.layers import SelkeyLayer
+from selkey.hf.model_rope import rope_of
+from selkey.hf.served import Served, Settings, check_batch, check_bounded, check_settings
+from selkey.hf.support import check_model
+from selkey.hf.text import Transcript
+
+
+class SelkeyCache(Cache):
+    """Keys and values of a model of transformers: a `KVCache` or a `BoundedCache` in every layer with full attention.
+
+    Layers with a sliding window or with states of constant size keep transformers' own. The model is given the attention implementation
+    "selkey" (`selkey.hf.use`). Not differentiable, not compiled.
+
+    Args:
+        model: PreTrainedModel, with adapters of peft or without.
+        tokenizer: for pins by words.
+        format: of all rows, or with `bounded` of `keep`; one of `selkey.formats()` for keys and values. None: the dtype of the model.
+        policy: of `selkey.selection`, chooses by queries and keys what is read; every layer gets a copy. None: every row is read.
+        bounded: a dict of the sizes of a BoundedCache (sinks, pins, window, keep, folds), or True for its defaults.
+        capacity, page_size, summary_page: of a KVCache.
+        rope: with `bounded`: what is farther than ``config.max_position_embeddings`` is seen from nearer, see `selkey.RoPE`.
+
+    Raises:
+        ImportError, TypeError, ValueError: transformers or a model that cannot be served, or an argument that does not fit.
+    """
+
+    def __init__(
+        self, model, *, tokenizer=None, format=None, policy=None, bounded=None, capacity=None, page_size=64, summary_page=None, rope=False
+    ):
+        inner = check_model(model)
+        self.served = Served(inner)
+        kinds, layers = self.served.kinds()
+        bounded = check_bounded(bounded, rope)
+        if "full_attention" not in kinds:
+            self.served.check_nothing_asked(format=format, policy=policy, bounded=bounded)
+        self.settings = Settings(format, bounded, capacity, page_size, summary_page, rope_of(inner, self.served) if rope else None)
+        if "full_attention" in kinds:
+            check_settings(self.served, inner.dtype, self.settings, policy)
+        self.policy, self.pins, self.tokenizer = policy, new_pins(), tokenizer
+        self.transcript = None if tokenizer is None else Transcript(tokenizer)
+        for number, kind in enumerate(kinds):
+            if kind == "full_attention":
+                layers[number] = SelkeyLayer(self.served, self.settings, copy.deepcopy(policy), self.pins)
+        super().__init__(layers=layers)
+        if self.served.config._attn_implementation != NAME:
+            use(inner)
+        self._feed = Feed(self, inner)
+
+    @property
+    def full(self):
+        """The layers that selkey serves."""
+        return [layer for layer in self.layers if isinstance(layer, SelkeyLayer)]
+
+    @property
+    def seen(self):
+        """Slots that went by, padding included."""
+        return self.get_seq_length()
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """See `SelkeyLayer.update`; other layers return tensors."""
+        self.served.check_implementation()
+        if layer_idx >= len(self.layers):
+            raise self.served.other("another model", f"it has a layer {layer_idx}, this one {len(self.layers)} layers")
+        full = self.full
+        if full and self.layers[layer_idx] is full[0]:
+            # a call begins: the one before has gone through all layers
+            for layer in full:
+                layer.check_whole()
+            if len({layer.slots.seen for layer in full}) > 1:
+                raise RuntimeError(f"a call of {self.served} was interrupted between the layers of this SelkeyCache: cache.reset()")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def nbytes(self):
+        """Bytes held by all layers."""
+        own = [pool for layer in self.layers if not isinstance(layer, SelkeyLayer) for pool in cache_file.own_pools(layer).values()]
+        return sum(layer.nbytes for layer in self.full) + sum(nbytes for _, nbytes in own)
+
+    def pools(self):
+        """{pool: (tokens held, bytes)}, summed over layers and batch entries.
+
+        Pools are "rows" of a KVCache; "sinks", "pins", "window", "keep", "folds" and "tables" of a BoundedCache (tokens per KV head; those
+        of folds are in summaries); "sliding" and "states" in transformers' own layers.
+        """
+        total = {}
+        for layer in self.layers:
+            found = (layer.rows.pools() if layer.rows else {}) if isinstance(layer, SelkeyLayer) else cache_file.own_pools(layer)
+            for name, (rows, nbytes) in found.items():
+                before = total.get(name, (0, 0))
+                total[name] = before[0] + rows, before[1] + nbytes
+        return total
+
+    def pin(self, what, batch=0, boost=0.0, occurrence=None):
+        """Hold tokens in every layer until they are unpinned: a policy reads them always, a BoundedCache never lets them go.
+
+        Args:
+            what: exact words (str), a compiled pattern, a span (start, stop) of tokens, or a list of positions. Positions
+                count the tokens of the entry as they were fed, padding left out. Words that stand more than once are all pinned, with a
+                UserWarning.
+            batch: entry.
+            boost: with `bounded`, the share of the attention that these tokens get at least, see `BoundedCache.pin`.
+            occurrence: which of words that stand more than once, from 0.
+
+        Raises:
+            TypeError, ValueError: what is not there (the message says what is near), what was folded already, no free slot, a boost that
+                is too much. Nothing is pinned then.
+        """
+        positions = self._positions(what, batch, occurrence)
+        cache_pins.pin(self.full, self.pins, batch, positions, boost)
+
+    def unpin(self, what, batch=0, occurrence=None):
+        """Let go of pinned tokens; arguments as of `pin`.
+
+        Raises:
+            TypeError, ValueError: what is not there, or not pinned. Nothing is let go then.
+        """
+        positions = self._positions(what, batch, occurrence)
+        cache_pins.unpin(self.full, self.pins, batch, positions)
+
+    def pinned(self, batch=0):
+        """The pinned positions of an entry, a sorted list of ints."""
+        self._check_fed(batch)
+        return cache_pins.pinned(self.full, self.pins, batch)
+
+    def _check_fed(self, batch):
+        if not self.full:
+            raise ValueError(f"{self.served} has no layer with full attention, where something could be pinned")
+        if self.full[0].rows is None:
+            raise ValueError("nothing was fed yet, of which something could be pinned")
+        check_batch(batch, self.full[0].batch_size)
+
+    def _positions(self, what, batch, occurrence):
+        self._check_fed(batch)
+        return cache_pins.positions_of(what, batch, occurrence, self.full[0].slots.rows(batch), self.transcript, self.served)
+
+    def note(self, input_ids, S):
+        """Write down the real ones of the S tokens that were fed last; input_ids ``[B, S]``, or None: no one knows which they were."""
+        if self.transcript is not None and self.full:
+            slots = self.full[0].slots
+            for b in range(self.full[0].batch_size):
+                real = [] if input_ids is None else slots.real(b, slots.seen - S)
+                self.transcript.extend(b, input_ids[b, real] if real else [])
+
+    def reset(self):
+        """As if new: no tokens, no pins."""
+        super().reset()
+        self.pins = new_pins()
+        for layer in self.full:
+            layer.pins = self.pins
+        self.transcript = None if self.tokenizer is None else Transcript(self.tokenizer)
+
+    def crop(self, tokens_to_remove):
+        """Forget the last slots, −tokens_to_remove of them, as transformers means it; pins among them are let go.
+
+        Raises:
+            ValueError: a number above 0; a BoundedCache from which rows have left the window; a sliding window that is full.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove must be 0 or below: how many tokens go, with a minus; got {tokens_to_remove}")
+        for layer in self.layers if tokens_to_remove else ():
+            is_open = isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window
+            if not (is_open or getattr(layer, "record_past", isinstance(layer, (SelkeyLayer, DummyLayer)))):
+                raise ValueError(
+                    f"{self.served} has a layer, {type(layer).__name__}, that cannot go back: a full window or a state forgets what was "
+                    "before; feed the text anew after reset()"
+                )
+        kept = self.full[0].kept(tokens_to_remove)[1] if self.full else []
+        for layer in sorted(self.layers, key=lambda layer: not isinstance(layer, SelkeyLayer)):
+            layer.crop(tokens_to_remove)
+        if tokens_to_remove:
+            cache_pins.crop(self.pins, kept)
+            for b, rows in enumerate(kept if self.transcript is not None else ()):
+                self.transcript.crop(b, rows)
+
+    def activate_past_recording(self):
+        if self.settings.bounded is not None:
+            raise ValueError(
+                "assisted generation takes tokens back, and what has left the window of a BoundedCache cannot come back: give "
+                f"{self.served} a SelkeyCache without bounded, or generate without an assistant"
+            )
+        super().activate_past_recording()
+
+    def reorder_cache(self, beam_idx):
+        self._select(beam_idx.tolist())
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats):
+        self._select([b for b in range(max(0, self.batch_size)) for _ in range(repeats)])
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices):
+        self._select(torch.arange(max(0, self.batch_size))[indices.cpu()].tolist())
+        super().batch_select_indices(indices)
+
+    def _select(self, entries):
+        """Pins and transcript in the new order; layers follow."""
+        if self.seen:
+            reordered(self.pins, entries, self.batch_size)
+            if self.transcript is not None:
+                self.transcript.select(entries)
+
+    def __deepcopy__(self, memo):
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        shared = {"served", "settings", "tokenizer", "_feed"}
+        for name, value in vars(self).items():
+            setattr(other, name, value if name in shared else copy.deepcopy(value, memo))
+        other._feed = Feed(other, self._feed.model())
+        return other
+
+    def save(self, path):
+        """Write the cache to a file, whole or not at all.
+
+        Raises:
+            OSError, SafetensorError: it cannot be written.
+            ValueError: what the cache holds cannot be put in a file.
+        """
+        cache_file.save(self, path)
+
+    @classmethod
+    def load(cls, path, model, tokenizer=None, policy=None):
+        """The cache that `save` wrote; it continues as the saved one would have, to the bit.
+
+        Args:
+            model: the same, or one with the same config.
+            tokenizer: for pins by words; may be given where the saved cache had one.
+            policy: that of the saved cache, which no file can hold.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, damaged, of another model, or of another policy.
+        """
+        return cache_file.load(cls, path, model, tokenizer, policy)
