@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/ready
 
-.PHONY: bench test clean
+.PHONY: bench test hub clean
 
 bench: $(READY)
 	$(VENV)/bin/selkey bench
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto -q
+
+# what the Hugging Face kernels hub publishes: the folder must not be there yet
+HUB ?= dist/hub
+hub: $(READY)
+	$(VENV)/bin/python -m selkey.bench.hub $(HUB)
 
 $(READY): requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

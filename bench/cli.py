@@ -15,6 +15,7 @@ from selkey.bench.commands.claims import claims
 from selkey.bench.commands.codegen import codegen
 from selkey.bench.commands.compare import compare
 from selkey.bench.commands.fit import fit
+from selkey.bench.commands.generate import generate
 from selkey.bench.commands.gpu import gpu
 from selkey.bench.commands.learn import learn
 from selkey.bench.commands.listing import listing
@@ -24,6 +25,7 @@ from selkey.bench.commands.report import report
 from selkey.bench.commands.sweep import sweep
 from selkey.bench.commands.train_cost import train_cost
 from selkey.bench.commands.validate import validate
+from selkey.bench.dsa.command import dsa
 from selkey.bench.quality.command import quality
 from selkey.bench.selectors.command import selectors
 from selkey.bench.summaries.command import summaries
@@ -50,10 +52,10 @@ def main():
 
 
 for command in (
-    bench, sweep, ceilings, compare, plot, report, model, fit, train_cost, claims, validate, listing, train, learn, codegen,
+    bench, sweep, ceilings, compare, plot, report, model, fit, train_cost, claims, validate, listing, train, learn, generate, codegen,
 ):  # fmt: skip
     main.add_command(command)
-for command in (quality, summaries, selectors, gpu):
+for command in (quality, summaries, selectors, dsa, gpu):
     bench.add_command(command)
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from selkey.bench.plots import (
     breakdown,
     cost,
     dark,
+    dsa,
     ecdf,
     formats,
     gather,
@@ -52,7 +53,7 @@ SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "breakdown
 MODELLED_FIGURES = whole_model.FIGURES | {"fit": pareto.draw, "energy": cost.draw_energy, "cost_shares": cost.draw_shares}
 CEILING_FIGURES = gather.FIGURES  # drawn from a file of `selkey ceilings` instead of records
 _SUFFIXES = (".png", ".dark.png", ".csv")
-ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | MODELLED_FIGURES
+ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | dsa.FIGURES | MODELLED_FIGURES
 
 
 def figures(rows, watch=lambda *progress: None):

@@ -13,6 +13,9 @@ def reproduce(case, device, seed):
     """
     if case.workload == "selectors":
         return shlex.join(map(str, ["selkey", "bench", "selectors", "--contexts", case.context, "--k", case.k, "--seed", seed]))
+    if case.workload.startswith("dsa"):
+        part = "attention" if case.workload in ("dsa", "dsa_chunks") else "model"
+        return shlex.join(map(str, ["selkey", "bench", "dsa", "--part", part, "--contexts", case.context, "--k", case.k, "--seed", seed]))
     if case.workload == "summaries":
         return "selkey bench summaries"
     words = _sweep(case) if case.command == "sweep" else _bench(case)

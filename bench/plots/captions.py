@@ -72,6 +72,17 @@ CAPTIONS = {
         "Choosing keys is a bar of its own: a selector that reads everything grows with the context until attention no longer matters. "
         "Above times, below their shares; each panel has a scale of its own.",
     ),
+    "dsa": (
+        "An indexer's lists: a dense mask, or the lists themselves",
+        "sdpa scatters each list into a mask of all keys, so that time and memory grow with the square of the tokens; the numbers beside "
+        "the points say how many times less selkey takes. Dashed: the same prefill in calls of 512 queries. Where a call takes many "
+        "seconds, its time is a single sample; the records say where.",
+    ),
+    "dsa_model": (
+        "A whole model that chooses its keys",
+        "Everything is counted: projections, indexers, attention, cache. With replaced indexers no score of a single head and no mask of "
+        "tokens by tokens is stored. The numbers say how many times less than sdpa that takes.",
+    ),
     "summaries": ("What page summaries know", "Errors with the unread pages dropped or folded, and how well the missed mass is estimated."),
     "model_speed": (
         "Tokens per second of a whole model",

@@ -55,6 +55,7 @@ _NEEDS = {
     **dict.fromkeys(("decode", "k_sweep", "prefill", "backward", "cache", "blocks", "mla", "parallel", "stream"), _ATTENTION),
     "real": _ATTENTION | {"case.layer": "amount", "case.data": "text", "quality.rel_l2": "amount?", "quality.mass_kept": "amount?"},
     "selectors": _ATTENTION | {"quality.mass_kept": "amount?"},
+    **dict.fromkeys(("dsa", "dsa_chunks", "dsa_prefill", "dsa_decode"), _ATTENTION),
     "quality": {
         "impl.name": "text", "impl.label": "text", "impl.from_marks": "flag", "impl.is_practical": "flag", "case.data": "text",
         "case.format": "text", "case.context": "count", "case.k": "count", "case.k_frac": "count",
