@@ -17,7 +17,7 @@ def test_the_examples_run_as_they_stand(tmp_path):
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")
     result = subprocess.run([sys.executable, "-c", "".join(examples)], capture_output=True, text=True, cwd=tmp_path, env=one_thread)
     assert result.returncode == 0, result.stderr
-    first, second, cache, report, pages = result.stdout.splitlines()
+    first, second, cache, report, pages, *transformers = result.stdout.splitlines()
     assert (first, second) == ("torch.Size([1, 1, 32, 128]) torch.Size([1, 1, 32])", "torch.Size([1, 1, 32, 128])")
     # 136 of 512 bytes a token and head
     assert cache == "34 MiB; bf16: 128"
@@ -27,6 +27,9 @@ def test_the_examples_run_as_they_stand(tmp_path):
     # 1,024 of 8,192 random keys: a small part of the attention
     shape, missed = re.fullmatch(r"(torch\.Size\(\[.*\]\)) (\d\.\d+)", pages).groups()
     assert shape == "torch.Size([1, 1, 8, 64])" and 0.7 < float(missed) < 1
+    # 40 tokens and 4 more; and 20, and 300, in as many bytes; an indexer a layer
+    assert transformers == ["torch.Size([1, 44])", "360 True [3, 4, 5, 6, 7, 8]", "2"]
+    assert (tmp_path / "memory.safetensors").exists()
     # runs under torchrun only; its import has to be right
     assert re.match(r"from selkey\.distributed import key_parallel_attention\n", distributed)
 

@@ -1,5 +1,7 @@
 """DeepSeek's sparse attention in transformers and with selkey: time and peak memory against the tokens."""
 
+from matplotlib import patheffects
+
 from selkey.bench import units
 from selkey.bench.plots import style
 
@@ -72,8 +74,11 @@ def _annotate(axis, name, suffix, *, above):
     """Write sdpa's figure over that of an implementation beside its points."""
     dense, ours = _points(axis, "sdpa", suffix), _points(axis, name, suffix)
     for x in sorted(set(dense) & set(ours)):
-        place = {"xytext": (0, 6 if above else -13), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-        axis.annotate(f"{dense[x] / ours[x]:.2g}×", (x, ours[x]), color=_LOOKS[name][0], **place)
+        place = {"xytext": (0, 7 if above else -14), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        ratio = dense[x] / ours[x]
+        text = axis.annotate(f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×", (x, ours[x]), color=_LOOKS[name][0], **place)
+        # readable where lines pass behind it
+        text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground=axis.get_facecolor())])
 
 
 def _points(axis, name, suffix):
