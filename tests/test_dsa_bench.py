@@ -191,8 +191,8 @@ def test_figures_and_tables_say_how_many_times_less_it_is():
     drawn = dict(plot.figures(rows))
     assert {"dsa", "dsa_model"} <= set(drawn) and plot.ALL["dsa"] is figures.draw
     words = texts(drawn["dsa"])
-    assert words.count("4×") == 8 and any("sdpa would not fit at n = 4k" in text for text in words)
-    assert texts(drawn["dsa_model"]).count("8×") == 6
+    assert words.count("4.0×") == 8 and any("sdpa would not fit at n = 4k" in text for text in words)
+    assert texts(drawn["dsa_model"]).count("8.0×") == 6
     assert '"selkey, one call",1024,1024' in table.text(drawn["dsa"])
     assert figures.draw([]) is None and figures.draw_model([]) is None
     console = Console(record=True, width=120)

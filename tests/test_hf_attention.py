@@ -127,7 +127,7 @@ def test_no_model_and_no_policy():
         hf.use(tiny("llama"), policy=5)
 
 
-@pytest.mark.parametrize("number", ["4.57.1", "5.3.0"])
+@pytest.mark.parametrize("number", ["4.57.1", "5.3.0", "abc"])
 def test_an_old_transformers(number, monkeypatch):
     # some models put another object in its place
     monkeypatch.setattr(sys.modules["transformers"], "__version__", number)
@@ -163,8 +163,23 @@ def test_a_mask_that_no_policy_can_keep():
     model = hf.use(tiny("llama"), policy=Window(5))
     prefix = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     prefix[:6, :6] = True
-    with pytest.raises(ValueError, match="must be causal, with or without padding, where a policy chooses"):
+    with pytest.raises(ValueError, match="must be causal, with or without padding, and end with the text, where a policy chooses"):
         model(prompts(), attention_mask=prefix.expand(2, 1, -1, -1))
+
+
+def test_lists_of_a_wrong_kind():
+    model, ids = hf.use(tiny("llama")), prompts()
+    with pytest.raises(TypeError, match=r"indices must be a tensor of lists for LlamaAttention \(transformers .*; got list"):
+        model(ids, indices=[[1]])
+    with pytest.raises(ValueError, match="block_indices must come from a model with an indexer.*LlamaAttention"):
+        model(ids, block_indices=torch.zeros(2, 2, LENGTH, 1, dtype=torch.int32))
+
+
+def test_a_mask_that_adds_to_logits_is_not_for_policies():
+    model = hf.use(tiny("llama"), policy=Window(5))
+    falling = -0.1 * torch.arange(LENGTH).float()[:, None].sub(torch.arange(LENGTH)).abs()
+    with pytest.raises(ValueError, match="must forbid or allow, and add nothing else"):
+        model(prompts(), attention_mask=falling.expand(2, 1, -1, -1))
 
 
 def test_a_bias_by_position():

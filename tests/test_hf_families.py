@@ -12,7 +12,7 @@ from hf_models import SELECTING, VOCABULARY, tiny  # noqa: E402
 from transformers import DynamicCache, StaticCache  # noqa: E402
 
 from selkey import hf  # noqa: E402
-from selkey.hf import families, implementation  # noqa: E402
+from selkey.hf import implementation, masks  # noqa: E402
 
 LENGTH = 40
 # Sums of a few dozen fp32 products in another order, through 3 layers: 1e-6 was seen. A key too many or too few changes logits by 0.1.
@@ -125,6 +125,31 @@ def test_a_static_cache(name):
     assert_same(*results)
 
 
+def masks_of_the_caller():
+    """4-D masks ``[2, 1, LENGTH, LENGTH]`` that are added to logits: causal, without a stretch, falling off, the same for all queries."""
+    distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    lowest = torch.finfo(torch.float32).min
+    causal = torch.zeros(LENGTH, LENGTH).masked_fill(distance < 0, lowest)
+    made = {
+        "causal": causal,
+        "gap": causal.masked_fill((distance > 3) & (distance < 9), lowest),
+        "falling": causal - 0.1 * distance.clamp(min=0),
+        "all": torch.zeros(1, LENGTH).expand(LENGTH, LENGTH),
+    }
+    return {name: mask.expand(2, 1, LENGTH, LENGTH) for name, mask in made.items()}
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "deepseek_v4"])
+@pytest.mark.parametrize("mask", masks_of_the_caller())
+def test_masks_of_the_caller(name, mask):
+    selkey_model, eager, ids = hf.use(tiny(name)), tiny(name), prompts()
+    made, arguments = masks_of_the_caller()[mask], dict(use_cache=False)
+    expected = logits(eager, ids, attention_mask=made, **arguments)
+    assert_same(logits(selkey_model, ids, attention_mask=made, **arguments), expected)
+    if name == "deepseek_v32" and mask != "falling":
+        assert_same(logits(selkey_model, ids, attention_mask=made == 0, **arguments), expected)
+
+
 class _Largest(TorchDispatchMode):
     """The most elements of a tensor that is made inside."""
 
@@ -143,7 +168,7 @@ class _Largest(TorchDispatchMode):
 def test_attention_makes_nothing_of_the_size_of_all_pairs(form, monkeypatch):
     N, K, heads = 1024, 8, 2
     monkeypatch.setattr(implementation, "_AT_ONCE", 1 << 14)
-    monkeypatch.setattr(families, "_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(masks, "_AT_ONCE", 1 << 14)
     q, k, v = torch.randn(3, 1, heads, N, 4)
     module = torch.nn.Module()
     module.config = type("Config", (), {"model_type": "glm5_next_text", "index_topk": K, "index_kpool": 1})()

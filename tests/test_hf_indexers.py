@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from hf_models import FAMILIES, tiny
 
 from selkey import hf
-from selkey.hf import index_inputs, masks
+from selkey.hf import index_inputs
 
 pytestmark = pytest.mark.clean_memory
 
@@ -97,7 +97,7 @@ def test_lists_have_the_best_scores_that_the_mask_allows(family):
         hf.use(model)
         calls = calls_of(model, ids, mask)
         hf.replace_indexers(model)
-        compact = real[:, None].expand(2, S, S)
+        compact = real[:, None].to(torch.uint8)
         assert calls
         for indexer, call in calls.items():
             with Seen() as seen:
@@ -196,10 +196,44 @@ def test_other_instances_copies_and_saved_models_keep_what_they_had(tmp_path):
             torch.testing.assert_close(one(ids, attention_mask=mask).logits[real], expected[real], rtol=1e-4, atol=1e-4)
     assert torch.equal(model(ids, attention_mask=mask).logits, expected)
     assert not any("forward" in vars(module) for one in (model, other, loaded) for module in one.modules())
-    # a copy is bound to itself, and builds whole masks until it is replaced
+    # a copy is bound to itself
     indexer, attention = twin.model.layers[0].self_attn.indexer, twin.model.layers[0].self_attn
-    assert vars(indexer)["forward"].args == (indexer, attention) and not getattr(twin.config, masks.COMPACT)
-    assert not any(hasattr(one.config, masks.COMPACT) and getattr(one.config, masks.COMPACT) for one in (model, other, loaded))
+    assert vars(indexer)["forward"].args == (indexer, attention)
+    assert "_selkey" not in (tmp_path / "config.json").read_text()
+
+
+def test_nothing_but_the_model_itself_gets_masks_without_the_future():
+    ids, mask = tokens("left")
+    real = mask.bool()
+    model, other = replaced(without_ties("deepseek_v32")), hf.use(without_ties("deepseek_v32"))
+
+    def same(one, **arguments):
+        found = one(ids, attention_mask=mask, **arguments).logits[real]
+        torch.testing.assert_close(found, expected[real], rtol=1e-4, atol=1e-4)
+
+    with torch.no_grad():
+        expected = other(ids, attention_mask=mask).logits
+        # another model with the same config, which has indexers of its own
+        second = type(model)(model.config)
+        second.load_state_dict(model.state_dict())
+        same(second.eval())
+
+        # masks that are copied on their way, to another device or by a hook
+        def copied(module, given, named):
+            return given, named | {"attention_mask": named["attention_mask"].clone(memory_format=torch.contiguous_format)}
+
+        handle = model.model.layers[1].register_forward_pre_hook(copied, with_kwargs=True)
+        same(model)
+        handle.remove()
+        # parts that are copied
+        model.model.layers[1] = copy.deepcopy(model.model.layers[1])
+        same(model)
+        model.model.layers[0].self_attn.indexer = copy.deepcopy(model.model.layers[0].self_attn.indexer)
+        same(model)
+        # a mask of the caller's that is the same for all queries
+        full = torch.ones(len(ids), 1, 1, S, dtype=torch.bool).expand(-1, 1, S, S)
+        found, expected = (one(ids, attention_mask=full, use_cache=False).logits for one in (model, other))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_replaced_is_said():

@@ -243,3 +243,28 @@ def test_a_compiled_model_computes_the_same_in_one_graph():
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     assert_close(gradients(model), gradient)
     torch._dynamo.reset()
+
+
+def test_two_models_collect_side_by_side():
+    one, other, batch = trained("deepseek_v32"), trained("glm_moe_dsa", "replaced"), tokens()
+    with hf.indexer_losses(one) as first, hf.indexer_losses(other) as second:
+        one(**batch)
+        other(**batch)
+    with hf.indexer_losses(one) as alone:
+        one(**batch)
+    # glm_moe_dsa has one indexer for its two layers
+    assert (len(first), len(second)) == (2, 1)
+    torch.testing.assert_close(first, alone)
+
+
+def test_indexers_beside_adapters():
+    peft = pytest.importorskip("peft")
+    for replaced in (False, True):
+        model = trained("deepseek_v32", "replaced" if replaced else "selkey")
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_b_proj"], modules_to_save=["indexer"]))
+        hf.replace_indexers(adapted) if replaced else None
+        with hf.indexer_losses(adapted) as losses:
+            loss = adapted(**tokens()).loss + sum(losses)
+        loss.backward()
+        learns = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        assert len(losses) == 2 and any("indexer.modules_to_save" in name for name in learns) and any("lora_B" in name for name in learns)

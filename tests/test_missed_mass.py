@@ -68,7 +68,8 @@ def test_what_is_missed_is_the_share_of_the_pages_that_are_not_listed(kind, G, d
     found = cache.missed_mass(q.to(device), lists.to(device), backend=backend, **call)
     _, lse = cache.attention(q.to(device), lists.to(device), block_size=P, return_lse=True, backend=backend, **call)
     again = cache.missed_mass(q.to(device), lists.to(device), lse=lse, backend=backend, **call)
-    assert torch.equal(found, again)
+    # lists that name a page once are shorter, and their sums go in another order
+    torch.testing.assert_close(found, again, rtol=1e-6, atol=1e-7)
     mass, expected = right_mass(cache, k, q, D**-0.5), torch.zeros(3, S, HQ, dtype=torch.float64)
     for b, held in enumerate(cache.known_lengths):
         for s in range(S):

@@ -24,9 +24,8 @@ def draw(rows):
         here = [row for row in timed if row["case"]["workload"] == workload]
         _lines(axes, (_time, _peak), here, line, f", {where}")
     for axis in axes:
-        # one call takes more memory than several, and hardly another time
-        _annotate(axis, "selkey", ", one call", above=axis is axes[1])
-        _annotate(axis, "selkey", ", calls of 512 queries", above=axis is axes[0])
+        _annotate(axis, "selkey", ", one call", above=True)
+        _annotate(axis, "selkey", ", calls of 512 queries", above=False)
         style.context_axis(axis, {row["case"]["context"] for row in timed}, "tokens n")
     axes[0].legend(frameon=False, loc="upper left", fontsize=8, handlelength=3.5)
     style.log_y([axes[0]], "", units.duration, decades=2)

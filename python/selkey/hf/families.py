@@ -11,13 +11,6 @@ a mask             glm5_next, qwen4_exp: selected keys may be read, all others n
 =================  ==========================================================================================================
 """
 
-import torch
-
-from selkey.indexing.functional import topk
-
-# scores of a mask that are ranked at once
-_AT_ONCE = 1 << 24
-
 
 def adds_to_logits(config):
     """Whether the model joins its mask to one that is added to logits, so that a bool mask would mean the opposite."""
@@ -41,14 +34,3 @@ def most_selected(module, N):
         return min(N, config.sliding_window + config.index_topk)
     # every compressed entry of the past: N is about 1/128 of the tokens
     return N
-
-
-def lists_of_mask(mask, most):
-    """The positions that a mask ``[B, 1, S, N]`` leaves, a few queries at a time: ``[B, S, 1, most]`` int32, −1 behind the last."""
-    B, _, S, N = mask.shape
-    few = max(1, _AT_ONCE // max(1, B * N))
-    parts = []
-    for part in mask[:, 0].split(few, 1):
-        may_be_read = part if part.dtype == torch.bool else part == 0
-        parts.append(topk(torch.where(may_be_read, 0.0, -torch.inf), most))
-    return torch.cat(parts, 1).unsqueeze(2)

@@ -112,9 +112,9 @@ def attend(
     # a window of the model's own is a selection already
     policy = getattr(module, "selkey_policy", None) if keywords.get("sliding_window") is None else None
     lists, mask, block_size, is_causal = _selection(module, query, key, attention_mask, indices, block_indices, is_causal)
-    if lists is None and masks.is_compact(mask, module):
+    if lists is None and masks.is_compact(mask):
         # a dense layer among those with indexers
-        attention_mask = mask = masks.with_future(mask)
+        attention_mask = mask = masks.with_future(mask, query.shape[2])
     if lists is None and policy is None:
         keywords |= dict(is_causal=is_causal, dropout=dropout, position_bias=position_bias)
         return dense.dense(module, query, key, value, attention_mask, **common, **keywords), None
@@ -139,21 +139,29 @@ def _selection(module, query, key, mask, indices, block_indices, is_causal):
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.int32 and mask.dim() == 3:
         # a glm5_next layer that `selkey.hf.replace_indexers` lets hand over its list itself: nothing of the future is in it
         return mask.unsqueeze(2), None, 1, False
+    for name, lists in (("indices", indices), ("block_indices", block_indices)):
+        if lists is not None and not isinstance(lists, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor of lists for {support.describe(module)}; got {type(lists).__name__}")
     if indices is not None:
         return (indices.unsqueeze(2) if indices.dim() == 3 else indices), mask, 1, is_causal
     if block_indices is not None:
+        if not hasattr(module, "indexer"):
+            raise ValueError(
+                f"block_indices must come from a model with an indexer, which says how long a block is; {support.describe(module)} has "
+                "none: hand over indices"
+            )
         return block_indices.transpose(1, 2), mask, module.indexer.block_size, is_causal
     most = families.most_selected(module, key.shape[2])
     if most is None:
         return None, mask, 1, is_causal
     masks.check(mask, module, query, key)
-    return families.lists_of_mask(mask[..., : key.shape[2]], most), None, 1, False
+    return masks.lists_of_mask(mask[..., : key.shape[2]], most), mask, 1, False
 
 
 def _query_offset(module, query, key, mask, is_causal):
     """Where positions decide what is in the future, the position of the first query; else None."""
     S, N = query.shape[2], key.shape[2]
-    if masks.is_compact(mask, module):
+    if masks.is_compact(mask):
         return N - S
     # transformers leaves the mask out for one query that sees all, and for a first call, whose keys begin where its queries do
     return 0 if mask is None and is_causal and S > 1 else None
@@ -161,12 +169,13 @@ def _query_offset(module, query, key, mask, is_causal):
 
 def _over_lists(module, q, k, v, lists, mask, block_size, arguments):
     if mask is not None and block_size > 1:
-        if not masks.is_compact(mask, module) and mask.shape[2] > 1:
+        if mask.shape[2] > 1:
             return _over_keys_of_blocks(module, q, k, v, lists, mask, block_size, arguments)
         # every query sees the same of what is not in its future
-        arguments = arguments | {"key_bias": torch.where(masks.readable(mask)[:, 0, 0, :, None], 0.0, -torch.inf).expand(k.shape[:3])}
+        arguments = arguments | {"key_bias": masks.as_key_bias(mask, k.shape[2]).expand(k.shape[:3])}
     elif mask is not None:
-        lists = masks.allowed(lists, mask)
+        lists, bias = masks.allowed(lists, mask)
+        arguments = arguments | {"index_bias": bias}
     if indexer_loss.is_collecting():
         indexer_loss.note(module, lists, indexer_loss.shares(q, k, lists, block_size=block_size, **arguments))
     return attention(q, k, v, lists, block_size=block_size, **arguments)
@@ -180,10 +189,10 @@ def _over_keys_of_blocks(module, q, k, v, blocks, mask, block_size, arguments):
     for part, lists, seen in zip(q.split(few, 1), blocks.split(few, 1), mask.expand(B, 1, S, -1).split(few, 2), strict=True):
         keys = lists.long()[..., None] * block_size + torch.arange(block_size, device=q.device)
         keys = torch.where(lists[..., None] >= 0, keys, -1).flatten(3)
-        keys = masks.allowed(keys, seen)
-        outs.append(attention(part, k, v, keys, **arguments))
+        keys, bias = masks.allowed(keys, seen)
+        outs.append(attention(part, k, v, keys, index_bias=bias, **arguments))
         if indexer_loss.is_collecting():
-            shares.append(indexer_loss.shares(part, k, keys, **arguments).unflatten(3, (K, block_size)).sum(4))
+            shares.append(indexer_loss.shares(part, k, keys, index_bias=bias, **arguments).unflatten(3, (K, block_size)).sum(4))
     if shares:
         indexer_loss.note(module, blocks, torch.cat(shares, 1))
     return torch.cat(outs, 1)

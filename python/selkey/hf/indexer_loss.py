@@ -12,12 +12,13 @@ The loss of a layer is a graph of its own: gradient checkpointing neither stores
 """
 
 import contextlib
+import functools
 from contextvars import ContextVar
 
 import torch
 
 from selkey.functional import attention
-from selkey.hf import index_inputs, support
+from selkey.hf import index_inputs, masks, support
 from selkey.selection.loss import scores_at, selection_loss
 
 # shares of single heads that exist at once
@@ -25,7 +26,7 @@ _AT_ONCE = 1 << 24
 # columns of a value that nobody reads
 _FEW_COLUMNS = 16
 
-_collector = ContextVar("collector of selkey.hf.indexer_losses", default=None)
+_collectors = ContextVar("collectors of selkey.hf.indexer_losses, the outermost first", default=())
 
 
 @contextlib.contextmanager
@@ -33,8 +34,9 @@ def indexer_losses(model):
     """Collect the loss of every indexer of a model while it runs.
 
     A forward call appends one loss for every layer that has an indexer of its own, in the order of the layers. Their gradient reaches
-    the parameters of the indexers only. Works with replaced indexers and with the model's own, with gradient checkpointing, with a
-    dynamic cache (its keys are constants) and with adapters of peft. Beside the lists, S · K numbers of every layer are kept.
+    the parameters of the indexers only, once: open a context for every backward pass. Works with replaced indexers and with the
+    model's own, with gradient checkpointing, with a dynamic cache (its keys are constants) and with adapters of peft. Beside the
+    lists, S · K numbers of every layer are kept.
 
     Args:
         model: a transformers model with indexers that score tokens (DeepSeek-V3.2 and its kin) or blocks (MiniMax-M3), whose attention
@@ -63,12 +65,14 @@ def indexer_losses(model):
                 f"{layer.config._attn_implementation!r}: call selkey.hf.use(model) first"
             )
     collector = _Collector()
-    hooks = [indexer.register_forward_hook(collector.keep, with_kwargs=True) for indexer in found]
-    token = _collector.set(collector)
+    hooks = [
+        indexer.register_forward_hook(functools.partial(collector.keep, layer), with_kwargs=True) for indexer, (_, layer) in found.items()
+    ]
+    token = _collectors.set((*_collectors.get(), collector))
     try:
         yield collector.losses
     finally:
-        _collector.reset(token)
+        _collectors.reset(token)
         for hook in hooks:
             hook.remove()
     if not collector.losses:
@@ -80,11 +84,11 @@ def indexer_losses(model):
 
 def is_collecting():
     """Whether attention is to `note` what it did: inside `indexer_losses`, but not where checkpointing repeats a forward call."""
-    return not torch.compiler.is_compiling() and _collector.get() is not None and not _is_repeated()
+    return not torch.compiler.is_compiling() and bool(_collectors.get()) and not _is_repeated()
 
 
 @torch.no_grad()
-def shares(q, k, indices, *, query_offset=None, **arguments):
+def shares(q, k, indices, *, query_offset=None, index_bias=None, **arguments):
     """The weights of `selkey.attention`, summed over the heads that share a list, a few queries at a time.
 
     A call of its own: a forward call that is repeated without collecting has to save for its backward pass what it saved before.
@@ -104,7 +108,8 @@ def shares(q, k, indices, *, query_offset=None, **arguments):
     for start in range(0, S, few):
         at = slice(start, start + few)
         offset = None if query_offset is None else query_offset + start
-        _, weights = attention(q[:, at], k, None, indices[:, at], query_offset=offset, **arguments)
+        bias = None if index_bias is None else index_bias[:, at]
+        _, weights = attention(q[:, at], k, None, indices[:, at], query_offset=offset, index_bias=bias, **arguments)
         parts.append(weights.unflatten(2, (G, HQ // G)).sum(3))
     return torch.cat(parts, 1)
 
@@ -117,27 +122,27 @@ def note(module, indices, weights):
         indices: ``[B, S, G, K]``, of keys or of the indexer's blocks; −1 where the mask forbids a key.
         weights: ``[B, S, HQ, K]``, or `shares`.
     """
-    collector = _collector.get()
-    call = collector.calls.pop(getattr(module, "indexer", None), None)
-    # a layer that reuses another one's list has no indexer to train
-    if call is None:
-        return
-    # under checkpointing, whose own hooks would count what is saved here, and whose older form turns gradients off
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
-        collector.losses.append(_SCORES[index_inputs.family_of(module.indexer).kind](module.indexer, call, indices, weights))
+    for collector in _collectors.get():
+        # a layer that reuses another one's list has no indexer to train, and another model may be the one that is asked about
+        if module not in collector.calls:
+            continue
+        indexer, call = collector.calls.pop(module)
+        # under checkpointing, whose own hooks would count what is saved here, and whose older form turns gradients off
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+            collector.losses.append(_SCORES[index_inputs.family_of(indexer).kind](indexer, call, indices, weights))
 
 
 class _Collector:
-    """Losses, and of every indexer the arguments of the call that attention has not yet answered."""
+    """Losses, and of every attention layer its indexer and the arguments of the call that the layer has not yet answered."""
 
     def __init__(self):
         self.losses, self.calls = [], {}
 
-    def keep(self, indexer, arguments, keywords, lists):
-        """A forward hook of an indexer."""
+    def keep(self, layer, indexer, arguments, keywords, lists):
+        """A forward hook of the indexer of an attention layer."""
         if not _is_repeated():
             call = index_inputs.named(index_inputs.family_of(indexer), arguments, keywords)
-            self.calls[indexer] = {name: _detached(value) for name, value in call.items()}
+            self.calls[layer] = indexer, {name: _detached(value) for name, value in call.items()}
 
 
 def _loss_of_tokens(indexer, call, indices, weights):
@@ -146,8 +151,7 @@ def _loss_of_tokens(indexer, call, indices, weights):
     S, N = q.shape[1], k.shape[1]
     # a query of the padding, which may not read itself, counts nothing
     own = call["attention_mask"].expand(len(q), S, -1)[..., :N].diagonal(N - S, 1, 2)
-    is_padding = ~own if own.dtype == torch.bool else own != 0
-    indices = indices.masked_fill(is_padding[:, :, None, None], -1)
+    indices = indices.masked_fill(~masks.readable(own)[:, :, None, None], -1)
     scores = scores_at(*index_inputs.alike(q, k), head_weights, indices, scale=scale, query_offset=N - S)
     return selection_loss(scores, weights, indices)
 

@@ -15,19 +15,12 @@ from selkey.hf import index_inputs, index_lists, masks, support
 from selkey.indexing.functional import index_scores
 
 
-class _Mark:
-    """Says in a config that the indexers are replaced. A copy, also the one that is saved, is False: its model has indexers of its own."""
-
-    def __reduce__(self):
-        return bool, ()
-
-
 def replace_indexers(model):
     """Let the indexers of one model compute with `selkey.select`; again does no harm.
 
-    Model, attention and cache stay as they are. No mask of all queries and keys is built for the model any more (its config says so,
-    and models that share one config object have to be replaced together); one that the caller hands over is honoured. deepseek_v4
-    keeps its masks over compressed entries. ``torch.compile`` takes a replaced model in one graph, except glm5_next's, which needs two.
+    Model, attention and cache stay as they are. No mask of all queries and keys is built for the model any more; one that the caller hands
+    over is honoured. deepseek_v4 keeps its masks over compressed entries. ``torch.compile`` takes a replaced model in one graph, except
+    glm5_next's, which needs two. Copies of the model are replaced, too; what is saved and loaded is not.
 
     Args:
         model: a transformers model with indexers, whose attention implementation is "selkey" whenever it is called.
@@ -41,8 +34,11 @@ def replace_indexers(model):
         ValueError: it has no indexers, or some that are unknown here or changed by others; names class and version.
     """
     found = indexers_of(model)
-    for indexer, (family, _) in found.items():
-        target = indexer.scorer if family.kind == "entries" else indexer
+    # the modules that build masks, where all that read them are replaced
+    kinds = {family.kind for family, _ in found.values()}
+    inner = support.check_model(model)
+    builders = [module for module in inner.modules() if hasattr(module, "layers") and hasattr(module, "config")] if kinds <= _MASKED else []
+    for target in [indexer.scorer if family.kind == "entries" else indexer for indexer, (family, _) in found.items()] + builders:
         if "forward" in vars(target) and not _is_ours(target):
             raise ValueError(
                 f"the forward of {support.describe(target)} is replaced already, by {vars(target)['forward']!r}: "
@@ -53,7 +49,8 @@ def replace_indexers(model):
             _instead(indexer.scorer, "forward", _score_entries)
             continue
         _instead(indexer, "forward", _FORWARDS[family.kind], attention)
-        setattr(attention.config, masks.COMPACT, _Mark())
+    for module in builders:
+        _instead(module, "forward", _with_compact_masks)
     for module in model.modules():
         # of glm5_next, also where a layer reuses the list of another
         if hasattr(type(module), "build_attention_mask_from_topk"):
@@ -62,13 +59,15 @@ def replace_indexers(model):
 
 
 def restore_indexers(model):
-    """Take `replace_indexers` back; returns model."""
-    for module in model.modules():
+    """Take `replace_indexers` back; returns model.
+
+    Raises:
+        ImportError, TypeError, ValueError: not a model that `selkey.hf.use` takes.
+    """
+    for module in support.check_model(model).modules():
         for name in ("forward", "build_attention_mask_from_topk"):
             if _is_ours(module, name):
                 delattr(module, name)
-        if hasattr(getattr(module, "config", None), masks.COMPACT):
-            delattr(module.config, masks.COMPACT)
     return model
 
 
@@ -84,7 +83,7 @@ def indexers_of(model):
     for name, module in inner.named_modules():
         family = index_inputs.family_of(module)
         if family is not None:
-            found[module] = family, inner.get_submodule(name.rpartition(".")[0])
+            found[module] = family, _layer_of(inner, name)
         elif type(module).__name__.endswith("Indexer"):
             raise ValueError(
                 f"indexers must be of a class that selkey knows, {', '.join(index_inputs.FAMILIES)}; {support.describe(inner)} has "
@@ -98,6 +97,16 @@ def indexers_of(model):
     return found
 
 
+def _layer_of(model, name):
+    """The attention layer around a module of this name; adapters may stand between the two."""
+    while name:
+        name = name.rpartition(".")[0]
+        module = model.get_submodule(name)
+        if "Attention" in type(module).__name__:
+            return module
+    return None
+
+
 def _instead(module, name, function, *owner):
     # not a closure: a copy or a pickle of the module takes a partial along, bound to the copies
     setattr(module, name, functools.partial(function, module, *owner))
@@ -105,7 +114,17 @@ def _instead(module, name, function, *owner):
 
 def _is_ours(module, name="forward"):
     function = getattr(vars(module).get(name), "func", None)
-    return function in (_hand_over, _score_entries, *_FORWARDS.values())
+    return function in (_hand_over, _score_entries, _with_compact_masks, *_FORWARDS.values())
+
+
+def _with_compact_masks(module, *arguments, **keywords):
+    """In place of the forward call that builds masks: while it runs, its config says so to `selkey.hf.masks.build`."""
+    setattr(module.config, masks.COMPACT, True)
+    try:
+        return type(module).forward(module, *arguments, **keywords)
+    finally:
+        # another thread may have been first
+        vars(module.config).pop(masks.COMPACT, None)
 
 
 @torch.no_grad()
@@ -118,7 +137,7 @@ def _select_tokens(indexer, attention, *arguments, **keywords):
         k = cache.update_indexer(k, indexer.layer_idx)
     return index_lists.of_tokens(
         *index_inputs.alike(q, k), weights, mask, length=min(indexer.index_topk, k.shape[1]), scale=scale,
-        is_compact=masks.is_compact(mask.unsqueeze(1), attention),
+        is_compact=masks.is_compact(mask),
     )  # fmt: skip
 
 
@@ -196,4 +215,6 @@ def _check_implementation(module):
         )
 
 
+# kinds whose indexers take the mask of all tokens, and look at none once they are replaced
+_MASKED = {"tokens", "blocks"}
 _FORWARDS = {"tokens": _select_tokens, "blocks": _select_blocks, "pools": _select_pools}

@@ -34,6 +34,8 @@ def attend(policy, q, k, v, mask, *, query_offset, **arguments):
     B, S, N = *q.shape[:2], k.shape[1]
     key_bias = None
     if mask is not None:
+        if mask.is_floating_point() and not torch.all((mask == 0) | ~readable(mask)):
+            raise ValueError("attention_mask must forbid or allow, and add nothing else to logits, where a policy chooses: use a bool mask")
         real = readable(mask)[:, 0, -1].expand(B, N)
         _check_causal(readable(mask), real)
         padding = real.int().argmax(1)
@@ -62,6 +64,7 @@ def _check_causal(mask, real):
         expected = (places <= rows[:, None] + (N - S)) & real[:, None]
         if not torch.equal(mask[:, 0, rows], expected):
             raise ValueError(
-                "attention_mask must be causal, with or without padding, where a policy chooses; the model's lets queries see other keys: "
-                "use attn_implementation='sdpa', or hand over lists as indices"
+                "attention_mask must be causal, with or without padding, and end with the text, where a policy chooses; the model's is not "
+                "(encoders, packed texts, a mask of your own, a StaticCache longer than the text): use attn_implementation='sdpa', or a "
+                "DynamicCache, or hand over lists as indices"
             )

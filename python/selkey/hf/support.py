@@ -1,5 +1,7 @@
 """Which transformers and which models selkey can serve, and how errors call them."""
 
+import re
+
 OLDEST = (5, 16)
 
 
@@ -26,8 +28,8 @@ def check_transformers():
         import transformers
     except ModuleNotFoundError:
         raise ImportError(f"selkey.hf needs transformers ≥ {oldest}; it is not installed: pip install 'transformers>={oldest}'") from None
-    numbers = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if numbers < OLDEST:
+    numbers = re.match(r"(\d+)\.(\d+)", transformers.__version__)
+    if numbers is None or tuple(map(int, numbers.groups())) < OLDEST:
         raise ImportError(f"selkey.hf needs transformers ≥ {oldest}; got {transformers.__version__}: pip install -U transformers")
     try:
         from transformers import AttentionInterface, AttentionMaskInterface  # noqa: F401
