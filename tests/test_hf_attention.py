@@ -190,13 +190,6 @@ def test_a_bias_by_position():
         implementation.attend(module, q, k, k, None, indices=lists, position_bias=torch.zeros(1, 4, 5, 5))
 
 
-def test_importing_changes_nothing():
-    code = (
-        "import sys, selkey.hf\n"
-        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules, 'imported'\n"
-        "import transformers\n"
-        "assert 'selkey' not in transformers.AttentionInterface().valid_keys()\n"
-        "selkey.hf.register()\n"
-        "assert 'selkey' in transformers.AttentionInterface().valid_keys()\n"
-    )
+def test_importing_imports_nothing():
+    code = "import sys, selkey.hf; assert not {'transformers', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
