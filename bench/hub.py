@@ -1,6 +1,7 @@
 """The folder `kernels/` in the form that the Hugging Face kernels hub publishes: `make hub`, or `python -m selkey.bench.hub FOLDER`.
 
     build.toml flake.nix CARD.md      what the hub's own builder reads
+    LICENSE                           that of this repository
     torch-ext/selkey/                 the sources, with `published.py` as their `__init__`
     build/torch-<backend>/            a variant that is loaded as it is: the same files, metadata.json, and selkey/ for old loaders
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 FACE = "published.py"
+LICENSE = KERNELS.parent / "LICENSE"
 BUILDER_FILES = ("build.toml", "flake.nix", "CARD.md")
 _BESIDE = {*BUILDER_FILES, FACE, "README.md"}
 # a package of the same name inside the variant, which older loaders look for
@@ -47,20 +49,20 @@ def assemble(folder):
         list of the variants' folders.
 
     Raises:
-        FileExistsError: the folder is there. FileNotFoundError: `kernels/` is not that of a source tree.
+        FileExistsError: the folder is there. FileNotFoundError: `kernels/` is not that of a source tree, or LICENSE is gone.
     """
     import tomllib  # of Python 3.11 and later
 
     folder = Path(folder)
-    missing = [name for name in (*BUILDER_FILES, FACE) if not (KERNELS / name).is_file()]
+    missing = [path for path in (*(KERNELS / name for name in (*BUILDER_FILES, FACE)), LICENSE) if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{KERNELS / missing[0]} is missing: the tree is assembled from a checkout, not from an installed package")
+        raise FileNotFoundError(f"{missing[0]} is missing: the tree is assembled from a checkout, not from an installed package")
     if folder.exists():
         raise FileExistsError(f"{folder} exists: choose another folder, nothing is overwritten")
     general = tomllib.loads((KERNELS / "build.toml").read_text())["general"]
     folder.mkdir(parents=True)
-    for name in BUILDER_FILES:
-        shutil.copyfile(KERNELS / name, folder / name)
+    for path in (*(KERNELS / name for name in BUILDER_FILES), LICENSE):
+        shutil.copyfile(path, folder / path.name)
     module = general["name"].replace("-", "_")
     sources = folder / "torch-ext" / module
     _copy_sources(sources)

@@ -6,10 +6,10 @@ side in one process. In this repository `selkey` is the face and nothing imports
 
 import torch
 
+from . import published_checks as _checks
 from .attention import attention as _attend
 from .attention import attention_backward as _attend_backward
 from .attention import check_gradients as _check_gradients
-from .primitives import is_interpreted as _is_interpreted
 from .selection import index_scores as _index_scores
 from .selection import select as _select
 from .selection import topk as _topk
@@ -17,6 +17,7 @@ from .selection import topk as _topk
 __all__ = ["NAMESPACE", "attention", "index_scores", "select", "topk"]
 
 NAMESPACE = __package__.replace(".", "_")
+_LONGEST_BLOCK = 2**62
 _TENSORS = ("q", "k", "v", "indices", "index_bias", "key_bias", "sinks", "index_lengths", "kv_lengths", "query_offsets")
 _ATTENTION = (
     "Tensor q, Tensor k, Tensor? v, Tensor indices, Tensor? index_bias, Tensor? key_bias, Tensor? sinks, Tensor? index_lengths, "
@@ -35,9 +36,9 @@ def attention(
 
     Args:
         q: ``[B, S, HQ, D]``, fp32, fp16 or bf16.
-        k: ``[B, N, HK, D]``, HQ a multiple of HK.
-        v: ``[B, N, HK, DV]``; None: the first `v_head_dim` columns of k.
-        indices: ``[B, S, G, K]`` int, G in (1, HK, HQ); negative: an empty slot.
+        k: ``[B, N, HK, D]``, dtype of q, HQ a multiple of HK.
+        v: ``[B, N, HK, DV]``, dtype of q; None: the first `v_head_dim` columns of k.
+        indices: ``[B, S, G, K]`` int32 or int64, G in (1, HK, HQ); negative: an empty slot.
         block_size: an index stands for this many consecutive keys.
         index_lengths: ``[B, S]`` or ``[B, S, G]`` int, slots that count.
         kv_lengths: ``[B]`` int, keys that exist.
@@ -45,20 +46,27 @@ def attention(
         index_bias, key_bias, sinks: fp32 ``[B, S, G, K]``, ``[B, N, HK]``, ``[HQ]``.
         softcap: logits become softcap · tanh(logits / softcap).
         scale: of the logits; default D ** −0.5.
+        v_head_dim: DV when v is None; default D.
         return_lse: also return the logarithm of Σ exp(logit), ``[B, S, HQ]`` fp32.
 
     Returns:
         ``[B, S, HQ, DV]`` in q's dtype, or (out, lse). A query without a live key has out = 0 and lse = −inf.
 
     Raises:
-        TypeError, ValueError: tensors that do not fit each other, or lie on a CPU outside Triton's interpreter.
+        TypeError, ValueError: an argument of the wrong kind, dtype, device or shape, named with what was expected, before anything is
+            launched. Tensors on a CPU are such an error outside Triton's interpreter.
     """
-    _check(q, k, v, indices)
-    is_tensor = isinstance(query_offset, torch.Tensor)
-    width = (q.shape[3] if v_head_dim is None else v_head_dim) if v is None else v.shape[3]
+    _checks.check_attention(
+        q, k, v, indices, block_size, index_lengths, kv_lengths, query_offset, index_bias, key_bias, sinks, softcap, scale, v_head_dim,
+        return_lse,
+    )  # fmt: skip
+    offset, offsets = (None, query_offset) if isinstance(query_offset, torch.Tensor) else (query_offset, None)
+    width = v.shape[3] if v is not None else q.shape[3] if v_head_dim is None else int(v_head_dim)
+    # ints and floats of any kind; a block longer than any sequence may be as long as one wishes
     out, lse = _operator(
-        q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, query_offset if is_tensor else None,
-        None if is_tensor else query_offset, block_size, width, q.shape[3] ** -0.5 if scale is None else scale, softcap,
+        q, k, v, indices, index_bias, key_bias, sinks, index_lengths, kv_lengths, offsets, None if offset is None else int(offset),
+        min(int(block_size), _LONGEST_BLOCK), width, q.shape[3] ** -0.5 if scale is None else float(scale),
+        None if softcap is None else float(softcap),
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -67,61 +75,44 @@ def index_scores(q_index, k_index, weights, *, activation="relu", scale=None, kv
     """Scores of every key, Σ_h weights_h · activation(scale · q_h · k), −inf where a key is not visible; no gradient.
 
     Args:
-        q_index: ``[B, S, HI, DI]``.
-        k_index: ``[B, N, DI]``.
-        weights: ``[B, S, HI]``, or None for 1.
+        q_index: ``[B, S, HI, DI]``, fp32, fp16, bf16 or float8_e4m3fn.
+        k_index: ``[B, N, DI]``, dtype of q_index, or float8_e4m3fn.
+        weights: ``[B, S, HI]`` fp32, or q_index's dtype where that has 16 bits; None: 1.
         activation: "relu" or "none".
         scale: default DI ** −0.5.
         kv_lengths, query_offset: as in `attention`.
 
     Returns:
         ``[B, S, N]`` fp32.
+
+    Raises:
+        TypeError, ValueError: as `attention`; so do `select` and `topk`.
     """
     return _choose(_index_scores, q_index, k_index, weights, activation, scale, kv_lengths, query_offset)
 
 
 def select(q_index, k_index, weights, *, k, activation="relu", scale=None, kv_lengths=None, query_offset=None):
     """The k visible keys with the highest `index_scores`, ``[B, S, k]`` int32 ascending, −1 where there are fewer."""
-    return _choose(_select, q_index, k_index, weights, activation, scale, kv_lengths, query_offset, list_length=k)
+    _checks.check_k(k)
+    return _choose(_select, q_index, k_index, weights, activation, scale, kv_lengths, query_offset, list_length=int(k))
 
 
 def topk(scores, k):
-    """Positions of the k largest of ``[…, N]`` fp32, ``[…, k]`` int32 ascending; −1 for what is −inf or not there."""
-    _check_device("scores", scores)
-    return _topk(scores, k)
+    """Positions of the k largest of ``[…, N]`` fp32, fp16 or bf16, ``[…, k]`` int32 ascending; −1 for what is −inf, NaN or not there."""
+    _checks.check_topk(scores, k)
+    with torch.no_grad():
+        return _topk(scores, int(k))
 
 
 def _choose(function, q_index, k_index, weights, activation, scale, kv_lengths, query_offset, **more):
-    _check_device("q_index", q_index)
+    _checks.check_index_scores(q_index, k_index, weights, activation, scale, kv_lengths, query_offset)
+    if query_offset is not None and not isinstance(query_offset, torch.Tensor):
+        query_offset = int(query_offset)
     with torch.no_grad():
         return function(
-            q_index, k_index, weights, activation=activation, scale=q_index.shape[-1] ** -0.5 if scale is None else scale,
+            q_index, k_index, weights, activation=activation, scale=q_index.shape[3] ** -0.5 if scale is None else float(scale),
             kv_lengths=kv_lengths, query_offset=query_offset, key_scales=None, **more,
         )  # fmt: skip
-
-
-def _check_device(name, tensor):
-    if not tensor.is_cuda and not _is_interpreted():
-        hint = "TRITON_INTERPRET=1 before the first import runs the kernels in Triton's interpreter"
-        raise ValueError(f"{name} must be on a GPU; got {tensor.device}. {hint}")
-
-
-def _check(q, k, v, indices):
-    _check_device("q", q)
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("indices", indices)):
-        if tensor is None and name == "v":
-            continue
-        if tensor.dim() != 4 or tensor.device != q.device:
-            raise ValueError(f"{name} must have 4 dimensions and lie on {q.device}; got {list(tensor.shape)} on {tensor.device}")
-        if (tensor.dtype not in (torch.int32, torch.int64)) if name == "indices" else tensor.dtype != q.dtype:
-            raise TypeError(f"{name} must be {'int32 or int64' if name == 'indices' else q.dtype}; got {tensor.dtype}")
-    (B, S, HQ, D), (N, HK) = q.shape, k.shape[1:3]
-    if k.shape != (B, N, HK, D) or HQ % HK:
-        raise ValueError(f"k must be [B, N, HK, D] with B = {B}, D = {D} and HK a divisor of {HQ}; got {list(k.shape)}")
-    if v is not None and v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"v must be [B, N, HK, DV] = {[*k.shape[:3], 'DV']}; got {list(v.shape)}")
-    if indices.shape[:2] != (B, S) or indices.shape[2] not in (1, HK, HQ):
-        raise ValueError(f"indices must be [{B}, {S}, G, K] with G in {sorted({1, HK, HQ})}; got {list(indices.shape)}")
 
 
 def _named(values):

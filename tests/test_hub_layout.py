@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_mistakes
 import pytest
 import torch
 
@@ -20,6 +21,8 @@ loader = pytest.importorskip("kernels._rust", reason="the package `kernels` is n
 # what the hub lets a kernel import beside itself
 ALLOWED = {*sys.stdlib_module_names, "torch", "triton"}
 
+EXAMPLE = (hub.KERNELS / "CARD.md").read_text().partition("```python\n")[2].partition("```")[0]
+
 PROGRAM = """
 import importlib.util, sys
 from pathlib import Path
@@ -28,7 +31,7 @@ import torch
 from kernels import get_loaded_kernels, get_local_kernel
 
 assert importlib.util.find_spec("selkey") is None, "selkey can be imported here"
-variant, given, result = map(Path, sys.argv[1:])
+variant, given, result, cases = map(Path, sys.argv[1:5])
 module = get_local_kernel(variant)
 assert get_local_kernel(variant) is module
 name = get_loaded_kernels()[0].metadata.id
@@ -44,13 +47,15 @@ words = (inputs["q"].detach(), inputs["k"].detach(), None, inputs["indices"], *[
 fake = torch.library.opcheck(operator, words, test_utils=("test_schema", "test_faketensor"))
 assert set(fake.values()) == {"SUCCESS"}, fake
 chosen = module.select(*(inputs[key] for key in ("q_index", "k_index", "weights")), k=5, query_offset=1)
-try:
-    module.attention(inputs["q"], inputs["k"][..., :4], inputs["v"], inputs["indices"])
-except ValueError as problem:
-    refused = str(problem)
+# what the card says, word for word but for the path and the length of the list
+card = {key: value.detach() for key, value in inputs.items() if key != "indices"}
+exec(sys.argv[5].replace("path of this repository", str(variant)).replace("k=2048, query_offset=0", "k=5, query_offset=1"), card)
+assert card["selkey"] is module and torch.equal(card["indices"], chosen)
+sys.path.append(str(cases))
+import hub_mistakes
 found = {"out": out, "lse": lse, "chosen": chosen, "scores": module.index_scores(inputs["q_index"], inputs["k_index"], inputs["weights"])}
 torch.save({key: value.detach() for key, value in found.items()} | {f"d{key}": leaf.grad for key, leaf in leaves.items()}
-           | {"refused": refused}, result)
+           | {"shown": card["out"].shape, "outcomes": hub_mistakes.outcomes(module)}, result)
 sys.path.insert(0, str(variant))
 import selkey as old
 assert old.attention is module.attention
@@ -83,7 +88,8 @@ def test_the_hubs_loader_runs_the_kernels_where_selkey_is_not(published, tmp_pat
     given, result = tmp_path / "inputs.pt", tmp_path / "result.pt"
     torch.save(inputs, given)
     # a CPU is not among the variants: the folder of one is named, as for a build of one's own
-    done = run_elsewhere(PROGRAM, [published / "build" / "torch-cuda", given, result], tmp_path)
+    words = [published / "build" / "torch-cuda", given, result, Path(hub_mistakes.__file__).parent, EXAMPLE]
+    done = run_elsewhere(PROGRAM, words, tmp_path)
     assert done.returncode == 0, done.stderr
     found = torch.load(result)
 
@@ -107,7 +113,10 @@ def test_the_hubs_loader_runs_the_kernels_where_selkey_is_not(published, tmp_pat
     for b in range(B):
         for s in range(S):
             assert {i for i in found["chosen"][b, s].tolist() if i >= 0} == {i for i in best[b, s].tolist() if seen[s, i]}
-    assert found["refused"] == f"k must be [B, N, HK, D] with B = {B}, D = {D} and HK a divisor of {HQ}; got {[B, N, HK, 4]}"
+    assert found["shown"] == (B, S, HQ, DV)
+    # in the same process, because to start one takes longer than all of them
+    expected = [("RuntimeError", "launched")] * len(hub_mistakes.GOES) + [(error, text) for _, _, error, text in hub_mistakes.MISTAKES]
+    assert found["outcomes"] == expected
 
 
 def test_the_loader_takes_a_variant_for_every_backend_and_none_for_a_cpu(published):
@@ -135,6 +144,8 @@ def test_the_hub_reads_the_files_that_it_asks_for(published):
         metadata.digest.validate(loader.Digest.hash_variant(loader.DigestAlgorithm.SHA256, variant))
         ids.add(metadata.id)
     assert len(ids) == 2
+    text = (published / "LICENSE").read_text()
+    assert text == (hub.KERNELS.parent / "LICENSE").read_text() and "Apache License" in text and "Version 2.0, January 2004" in text
     for name in ("flake.nix", "CARD.md", "torch-ext/selkey/__init__.py", "torch-ext/selkey/formats/int4.py"):
         assert (published / name).is_file(), name
     assert {path.suffix for path in (published / "torch-ext").rglob("*") if path.is_file()} <= {".py", ".json"}
