@@ -2,7 +2,7 @@
 
 import torch
 
-from selkey.cache import bounded_checks, bounded_state, reading
+from selkey.cache import bounded_checks, bounded_state, extending, reading
 from selkey.cache.bounded_operations import Operations
 from selkey.cache.pins import Pins
 from selkey.cache.pools import Pools
@@ -29,8 +29,8 @@ class BoundedCache(Operations):
 
     However tokens are split into calls of `append`, the same tokens are in the same pools (up to rounding of the default score,
     or as far as `score` treats each row by itself) and the folds of a head hold the same tokens in all; which fold holds which, and the
-    key centre of a quantised `format`, may differ. The rows of all batch entries advance together. `append` and `attention` never
-    wait for the device; all else may. Nothing here is differentiable.
+    key centre of a quantised `format`, may differ. The rows of all batch entries advance together. `append`, `attention` and `extend`
+    never wait for the device; all else may. Nothing here is differentiable.
 
     Args:
         batch_size, n_kv_heads, head_dim: B, HK, D.
@@ -181,6 +181,37 @@ class BoundedCache(Operations):
             )  # fmt: skip
         chosen = (out, *([lse] if return_lse else ()), *([report] if return_report else ()))
         return chosen if len(chosen) > 1 else out
+
+    def extend(self, q, k, v, *, positions=None, scale=None, softcap=None, sinks=None, backend="auto"):
+        """Take up S tokens, and what their queries read: the way to feed a long text, a few tokens at a time.
+
+        Every query sees its own row, those of the call before it, and the pools as they were before the call, in one softmax; only then
+        are the rows appended. With ``keep=0, folds=0`` that is what it would see if the tokens came one by one: a row that would have
+        left by then is hidden. Otherwise it sees at least as much as then: what leaves the window or keep during the call is still read
+        as it was, and folded for later queries. With `rope`, a row that is too far by then is seen from within the trained range.
+
+        Args:
+            q: ``[B, S, HQ, D]`` fp32, fp16 or bf16; S at most `window`.
+            k, v, positions: as in `append`.
+            scale, softcap, sinks, backend: as in `attention`.
+
+        Returns:
+            ``[B, S, HQ, DV]`` in q's dtype.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong kind, dtype, device or shape; nothing was appended then.
+            RuntimeError: q or sinks require a gradient, while gradients are recorded; nothing was appended.
+        """
+        pools = self._pools
+        bounded_checks.check_rows(pools.sizes, pools.device, k, v, positions)
+        bounded_checks.check_query(pools.sizes, pools.device, pools.seen + k.shape[1], q, None, scale, softcap, sinks, backend)
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(f"q must have a query for every row of k, S={k.shape[1]}; got S={q.shape[1]}")
+        with undisturbed():
+            return extending.extend(
+                pools, self._pins, q, k, v, positions, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap,
+                sinks=sinks, backend=backend,
+            )  # fmt: skip
 
     def _description(self):
         return bounded_state.describe(self._pools, self._pins)

@@ -30,7 +30,15 @@ def attention(pools, pins, q, *, k, scale, softcap, sinks, with_report, backend)
     if q.shape[1] == 0:
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         return q.new_empty(*q.shape[:3], pools.sizes.v_head_dim), lse, Report({"window": lse}, lse) if with_report else None
-    reader = _Reader(pools, pins, q, scale, softcap, backend)
+    # a query is the token of the same place among those appended last
+    positions = pools.tables["exact_position"][:, pools.slots_of(pools.seen - q.shape[1], q.shape[1])]
+    reader = Reader(pools, pins, q, positions, pools.next_position, scale=scale, softcap=softcap, backend=backend)
+    return joined(reader, k=k, sinks=sinks, with_report=with_report)
+
+
+def joined(reader, *, k, sinks, with_report):
+    """What a `Reader` reads in one softmax: out, lse, and a Report or None."""
+    pools, pins = reader.pools, reader.pins
     parts = reader.exact_parts(apart=with_report)
     doubt = None
     if pools.has_left and pools.keep is not None and k != 0:
@@ -50,15 +58,20 @@ def attention(pools, pins, q, *, k, scale, softcap, sinks, with_report, backend)
     return out, lse, Report(lses, error)
 
 
-class _Reader:
-    def __init__(self, pools, pins, q, scale, softcap, backend):
+class Reader:
+    """Reads the pools for queries q ``[B, S, HQ, D]``.
+
+    Args:
+        positions: ``[B, S]`` int64, of the queries.
+        next_position: that of the token behind the last query; None: only the device knows.
+        keywords: scale, softcap, backend of `selkey.attention`.
+    """
+
+    def __init__(self, pools, pins, q, positions, next_position, **keywords):
         self.pools, self.pins, self.q, self.sizes, self.tables = pools, pins, q, pools.sizes, pools.tables
-        self.keywords = {"scale": scale, "softcap": softcap, "backend": backend}
-        S = q.shape[1]
-        # [B, S]: a query is the token of the same place among those appended last
-        self.positions = self.tables["exact_position"][:, pools.slots_of(pools.seen - S, S)]
+        self.positions, self.next_position, self.keywords = positions, next_position, keywords
         # Nothing moves as long as no distance can exceed the trained range.
-        is_long = pools.next_position is None or pools.next_position > self.sizes.rope_length
+        is_long = next_position is None or next_position > self.sizes.rope_length
         self.moves = self.sizes.rope is not None and is_long
 
     def exact_parts(self, apart):
@@ -129,12 +142,15 @@ class _Reader:
         """(out, lse) over the rows of keep, or per query and KV head over the k with the largest logits."""
         B, S, HQ, _ = self.q.shape
         HK, keep = self.sizes.n_kv_heads, self.sizes.keep
-        held = torch.where(self.tables["keep_position"] >= 0, torch.arange(keep, dtype=torch.int32, device=self.q.device), -1)
-        slots = held[:, None].expand(B, S, HK, keep)
+        slots = torch.where(self._kept(), torch.arange(keep, dtype=torch.int32, device=self.q.device), -1).expand(B, S, HK, keep)
         if k is not None and k < keep:
             few = max(1, _CHUNK_BYTES // (4 * B * HQ * keep))
             slots = torch.cat([self._largest(self.q[:, i : i + few], slots[:, i : i + few], k) for i in range(0, S, few)], 1)
         return self.pools.keep.attention(self.q, slots, **self.keywords)[:2]
+
+    def _kept(self):
+        """Which slots of keep a query may see, ``[B, S or 1, HK, keep]`` bool."""
+        return self.tables["keep_position"][:, None] >= 0
 
     def _largest(self, q, slots, k):
         HK = self.sizes.n_kv_heads

@@ -12,13 +12,13 @@ from selkey.cache.bounded import BoundedCache
 from selkey.cache.surroundings import undisturbed
 from selkey.hf.kv_rows import FORMATS
 
-# queries that are served at once, at most; half the window, so that each sees at least the other half of it exactly
+# queries that are served at once, at most, and no more than the window: `BoundedCache.extend`
 QUERIES = 512
 POOLS = ("sinks", "pins", "window", "keep", "folds")
 
 
 class BoundedRows:
-    """BoundedCaches that attend as they append: one for the batch, or one for each entry."""
+    """BoundedCaches that append as they attend: one for the batch, or one for each entry."""
 
     is_croppable = False
 
@@ -132,12 +132,15 @@ def _with_prefix(tensors, prefix):
 
 
 def _attend(part, q, k, v, *, scaling, softcap, sinks):
-    few = max(1, min(QUERIES, part._pools.sizes.window // 2))
-    outs = []
-    for first in range(0, q.shape[1], few):
-        at = slice(first, first + few)
-        part.append(k[:, at], v[:, at])
-        outs.append(part.attention(q[:, at], scale=scaling, softcap=softcap, sinks=sinks))
+    keywords = {"scale": scaling, "softcap": softcap, "sinks": sinks}
+    few, outs = min(QUERIES, part._pools.sizes.window), []
+    for some in zip(q.split(few, 1), k.split(few, 1), v.split(few, 1), strict=True):
+        if some[0].shape[1] > 1:
+            outs.append(part.extend(*some, **keywords))
+        elif some[0].shape[1] == 1:
+            # a token by itself: what `extend` stands for, in fewer calls
+            part.append(*some[1:])
+            outs.append(part.attention(some[0], **keywords))
     return torch.cat(outs, 1) if outs else q.new_empty(*q.shape[:3], v.shape[3])
 
 
