@@ -10,6 +10,7 @@ import torch
 import selkey
 from selkey import selection
 from selkey.bench.generation_setup import policy_of, prepared
+from selkey.bench.generation_text import Listener
 from selkey.hf.text import Transcript
 
 # prompt tokens that go through the model at once
@@ -120,32 +121,6 @@ def run_dense(model, tokenizer, ids, asked):
     return replace(made, cache="transformers' own, sdpa", nbytes=_own_nbytes(cache), reads=tokens + len(made.tokens) - 1)
 
 
-class _Listener:
-    """What `generate` tells its tokens to."""
-
-    def __init__(self, tokenizer, write, pin):
-        from transformers import TextStreamer
-
-        self.tokens, self.parts, self._pin, self._write = [], [], pin, write
-        self._text = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._text.on_finalized_text = self._take
-        self._is_prompt = True
-
-    def put(self, value):
-        if not self._is_prompt:
-            self._pin()
-            self.tokens.extend(value.flatten().tolist())
-        self._is_prompt = False
-        self._text.put(value)
-
-    def end(self):
-        self._text.end()
-
-    def _take(self, text, stream_end=False):
-        self.parts.append(text)
-        self._write(text)
-
-
 @torch.no_grad()
 def _generated(model, tokenizer, ids, cache, asked, spans, write, watch):
     """Prefill in pieces, each pin as soon as its last token is there: it has to be done before the token leaves the window."""
@@ -156,7 +131,7 @@ def _generated(model, tokenizer, ids, cache, asked, spans, write, watch):
         while waiting and waiting[0][1] <= cache.get_seq_length():
             cache.pin(waiting.pop(0))
 
-    listener = _Listener(tokenizer, write, pin)
+    listener = Listener(tokenizer, write, pin)
     began = time.perf_counter()
     ends = sorted({*range(PIECE, last, PIECE), *(stop for _, stop in spans if stop <= last), last} - {0})
     for start, stop in zip([0, *ends], ends, strict=False):
@@ -166,9 +141,13 @@ def _generated(model, tokenizer, ids, cache, asked, spans, write, watch):
     _wait(model.device)
     middle = time.perf_counter()
     torch.manual_seed(asked.seed)
-    model.generate(
-        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=listener, generation_config=_generation(model, asked)
-    )
+    try:
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=listener, generation_config=_generation(model, asked)
+        )
+    except BaseException:
+        listener.end()
+        raise
     _wait(model.device)
     return Run("", ids.shape[1], listener.tokens, "".join(listener.parts), middle - began, time.perf_counter() - middle)
 

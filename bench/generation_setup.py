@@ -28,6 +28,15 @@ def parse_sizes(text, names):
     return found
 
 
+def parse_policy(text):
+    """`parse_sizes` for `policy_of`; ValueError where a policy is to choose nothing."""
+    found = parse_sizes(text, tuple(POLICIES))
+    for name, keys in found.items():
+        if keys == 0:
+            raise ValueError(f"{name} must choose at least 1 key; got {name}=0: leave it out, or give it some")
+    return found
+
+
 def policy_of(sizes):
     """`selkey.selection` policy of {name: keys}; ValueError where a size does not fit its policy."""
     members = [POLICIES[name](keys) for name, keys in sizes.items()]
@@ -111,6 +120,8 @@ def prepared(model, asked, tokens):
             raise
         return own, "the model's own; it selects the keys itself"
     kind = "bounded" if asked.bounded is not None else "every key stored"
+    if policy is not None:
+        kind += f", read by {','.join(f'{name}={keys}' for name, keys in asked.policy.items())}"
     return cache, kind + (", positions moved nearer" if is_far else "")
 
 

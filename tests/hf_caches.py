@@ -52,6 +52,21 @@ def assert_same(found, expected, real=...):
     assert (found[real] - expected[real]).abs().max() <= TOLERANCE * expected[real].abs().max()
 
 
+def interrupted(model, cache, where):
+    """A call of two tokens that ends in an exception after a module."""
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    hook = where.register_forward_hook(stop)
+    try:
+        logits(model, batch()[0][:1, :2], cache=cache, pieces=(2,))
+    except KeyboardInterrupt:
+        return cache
+    finally:
+        hook.remove()
+
+
 def fed(model, **keywords):
     cache = hf.SelkeyCache(model, **keywords)
     logits(model, batch()[0][:1], cache=cache)

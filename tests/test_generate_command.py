@@ -1,16 +1,17 @@
 """`selkey generate` on tiny folders: what it says, what it holds, and what it refuses."""
 
 import json
-from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from selkey.bench import generation, generation_setup, small_world  # noqa: E402
+from selkey.bench import generation_setup, small_world  # noqa: E402
 from selkey.bench.commands.generate import generate  # noqa: E402
+from selkey.bench.generation_text import Listener  # noqa: E402
 
 PROMPT = small_world.question(120)[0]
 
@@ -49,7 +50,7 @@ def test_without_a_policy_it_says_what_transformers_says(folder):
 
 def test_a_compressed_cache_holds_less_and_a_policy_reads_less(folder):
     run = found(folder, "--prompt", PROMPT, "--max-new-tokens", 4, "--format", "int4", "--policy", "sinks=2,window=16,quest=32")
-    assert run["nbytes"] < 0.5 * run["dense_nbytes"]
+    assert run["nbytes"] < 0.5 * run["dense_nbytes"] and run["cache"] == "every key stored, read by sinks=2,window=16,quest=32"
     assert run["keys_read_at_most"] == 2 + 16 + 32 and run["choosing_nbytes"] > 0
 
 
@@ -123,6 +124,7 @@ def test_models_without_keys_and_values_or_with_an_end(tmp_path):
         (("--prompt", "Snow", "--policy", "sinks=1", "--bounded", "default"), "one of --policy and --bounded"),
         (("--prompt", "Snow", "--bounded", "window=0"), "window must be at least 1; got 0"),
         (("--prompt", "Snow", "--bounded", "windows=8"), "expected sizes such as sinks=4,window=512"),
+        (("--prompt", "Snow", "--policy", "window=0"), "window must choose at least 1 key; got window=0"),
         (("--prompt", "Snow", "--policy", "sinks=4,window=-1"), "window: expected a positive count"),
         (("--prompt", "Snow", "--policy", "quest=7"), "page"),
         (("--prompt", "Snow", "--max-new-tokens", "0"), "expected a positive count"),
@@ -157,14 +159,38 @@ def test_the_demo_runs_whatever_it_has_learned(monkeypatch):
     assert run["with_pin"]["nbytes"] == run["without_pin"]["nbytes"] and run["answer"] in run["note"]
 
 
-def test_a_pin_decides_what_the_small_world_answers():
-    model, tokenizer = small_world.trained(steps=100), small_world.tokenizer()
-    wish = generation.Asked(1, bounded={"sinks": 1, "pins": 8, "window": 64, "keep": 0, "folds": 0})
-    right = {False: 0, True: 0}
-    for seed in range(6):
-        prompt, note, answer = small_world.question(150, seed)
-        ids = generation_setup.encoded(tokenizer, prompt)
-        for is_pinned in right:
-            asked = replace(wish, pins=(note,) if is_pinned else ())
-            right[is_pinned] += generation.run(model, tokenizer, ids, asked).text.strip() == answer
-    assert right[True] >= 5 and right[False] <= 2
+class Characters:
+    """A tokenizer without spaces: a letter is a token, and so is each byte of other characters; 0 is special."""
+
+    def decode(self, ids, skip_special_tokens):
+        return bytes(id for id in ids if id).decode(errors="replace")
+
+
+def test_text_comes_as_soon_as_it_is_whole():
+    pieces, fed = [], []
+    listener = Listener(Characters(), pieces.append, lambda: fed.append(len(listener.tokens)))
+    listener.put(torch.tensor([[1, 2, 3]]))
+    for id in (*b"ab", 0, *"文é".encode(), *"é".encode()[:1]):
+        listener.put(torch.tensor([id]))
+    assert pieces == ["a", "b", "文", "é"] and fed == list(range(9))
+    listener.end()
+    assert "".join(pieces) == "ab文é\ufffd" == "".join(listener.parts)
+    # what never becomes a character is not waited for
+    listener = Listener(Characters(), pieces.append)
+    for id in [1] + [0x80] * 20:
+        listener.put(torch.tensor([id]))
+    assert len(pieces) >= 7
+
+
+def test_an_interruption_loses_no_text(folder, monkeypatch):
+    whole = asked(folder, "--prompt", PROMPT, "--max-new-tokens", 4).stdout.split("\n")[0]
+    put = Listener.put
+
+    def interrupt(self, value):
+        put(self, value)
+        if len(self.tokens) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Listener, "put", interrupt)
+    result = asked(folder, "--prompt", PROMPT, "--max-new-tokens", 4)
+    assert result.exit_code == 130 and result.stdout.split() == whole.split()[:3] and "Interrupted." in result.stderr

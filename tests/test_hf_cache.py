@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers")
 
 from hf_caches import LARGE, LENGTH, PADS, assert_same, batch, eager, logits, variant  # noqa: E402
-from hf_models import tiny  # noqa: E402
+from hf_models import VOCABULARY, tiny  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from selkey import hf  # noqa: E402
@@ -61,6 +61,15 @@ def test_long_calls_are_served_in_pieces(llama, monkeypatch):
     small = dict(sinks=0, pins=0, window=4, keep=40, folds=0)
     for keywords in ({}, dict(policy=Union(Sinks(2), Quest(40, page_size=4))), dict(bounded=small)):
         assert_same(logits(llama, ids, mask, positions, hf.SelkeyCache(llama, **keywords)), expected, mask.bool())
+
+
+def test_one_call_is_as_token_by_token(llama):
+    """A window of 8 without anything behind it: no query may see less than its window, nor more."""
+    ids = torch.randint(1, VOCABULARY, (2, 50), generator=torch.Generator().manual_seed(5))
+    sizes = dict(sinks=2, pins=4, window=8, keep=0, folds=0)
+    found = [logits(llama, ids, cache=hf.SelkeyCache(llama, bounded=sizes), pieces=pieces) for pieces in ((50,), (7, 33, 50), range(1, 51))]
+    for each in found[:2]:
+        assert_same(each, found[2])
 
 
 def test_a_policy_reads_what_it_chooses(llama):

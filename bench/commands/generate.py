@@ -21,7 +21,9 @@ def _sizes(names):
     def parse(text):
         from selkey.bench import generation_setup
 
-        return {} if text.strip() == "default" and names is _POOLS else generation_setup.parse_sizes(text, names)
+        if names is _POLICIES:
+            return generation_setup.parse_policy(text)
+        return {} if text.strip() == "default" else generation_setup.parse_sizes(text, names)
 
     return Parsed("sizes", parse)
 

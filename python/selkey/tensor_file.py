@@ -133,6 +133,8 @@ def _new_file_beside(path):
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"path must be that of a file; got {path}, a device, a pipe or a socket")
     folder, name = os.path.split(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"path must be in a folder that exists; got {path}, where {folder} is none")
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
     os.close(handle)
     return temporary

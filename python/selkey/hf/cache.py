@@ -4,16 +4,17 @@
     model.generate(**inputs, past_key_values=cache)
     cache.pin("the words that matter")
 
-The queries of a long text that comes in one call are served a few at a time, so that rows leave a window as if they had come one by one.
+The queries of a long text that comes in one call are served a few at a time. With `bounded` each sees at least what it would see if the
+tokens came one by one, and exactly that with ``keep=0, folds=0``: see `BoundedCache.extend`.
 """
 
 import copy
 
 import torch
-from transformers.cache_utils import Cache, DummyLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 
-from selkey.hf import cache_file, cache_pins
-from selkey.hf.feed import Feed
+from selkey.hf import cache_file, cache_pins, cropping
+from selkey.hf.feed import Feed, check_whole
 from selkey.hf.implementation import NAME, use
 from selkey.hf.kv_rows import new_pins, reordered
 from selkey.hf.layers import SelkeyLayer
@@ -28,6 +29,9 @@ class SelkeyCache(Cache):
 
     Layers with a sliding window or with states of constant size keep transformers' own. The model is given the attention implementation
     "selkey" (`selkey.hf.use`). Not differentiable, not compiled.
+
+    What came as padding, by a 2-D attention_mask, stays padding: later calls pass the same mask with new columns, or none. A mask that says
+    something else of earlier tokens is an error. After an exception inside a call `reset()` may be needed; errors say so.
 
     Args:
         model: PreTrainedModel, with adapters of peft or without.
@@ -60,6 +64,7 @@ class SelkeyCache(Cache):
             if kind == "full_attention":
                 layers[number] = SelkeyLayer(self.served, self.settings, copy.deepcopy(policy), self.pins)
         super().__init__(layers=layers)
+        self.call = None
         if self.served.config._attn_implementation != NAME:
             use(inner)
         self._feed = Feed(self, inner)
@@ -100,6 +105,7 @@ class SelkeyCache(Cache):
         Pools are "rows" of a KVCache; "sinks", "pins", "window", "keep", "folds" and "tables" of a BoundedCache (tokens per KV head; those
         of folds are in summaries); "sliding" and "states" in transformers' own layers.
         """
+        check_whole(self)
         total = {}
         for layer in self.layers:
             found = (layer.rows.pools() if layer.rows else {}) if isinstance(layer, SelkeyLayer) else cache_file.own_pools(layer)
@@ -143,6 +149,7 @@ class SelkeyCache(Cache):
     def _check_fed(self, batch):
         if not self.full:
             raise ValueError(f"{self.served} has no layer with full attention, where something could be pinned")
+        check_whole(self)
         if self.full[0].rows is None:
             raise ValueError("nothing was fed yet, of which something could be pinned")
         check_batch(batch, self.full[0].batch_size)
@@ -162,7 +169,7 @@ class SelkeyCache(Cache):
     def reset(self):
         """As if new: no tokens, no pins."""
         super().reset()
-        self.pins = new_pins()
+        self.pins, self.call = new_pins(), None
         for layer in self.full:
             layer.pins = self.pins
         self.transcript = None if self.tokenizer is None else Transcript(self.tokenizer)
@@ -173,22 +180,8 @@ class SelkeyCache(Cache):
         Raises:
             ValueError: a number above 0; a BoundedCache from which rows have left the window; a sliding window that is full.
         """
-        if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove must be 0 or below: how many tokens go, with a minus; got {tokens_to_remove}")
-        for layer in self.layers if tokens_to_remove else ():
-            is_open = isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window
-            if not (is_open or getattr(layer, "record_past", isinstance(layer, (SelkeyLayer, DummyLayer)))):
-                raise ValueError(
-                    f"{self.served} has a layer, {type(layer).__name__}, that cannot go back: a full window or a state forgets what was "
-                    "before; feed the text anew after reset()"
-                )
-        kept = self.full[0].kept(tokens_to_remove)[1] if self.full else []
-        for layer in sorted(self.layers, key=lambda layer: not isinstance(layer, SelkeyLayer)):
-            layer.crop(tokens_to_remove)
-        if tokens_to_remove:
-            cache_pins.crop(self.pins, kept)
-            for b, rows in enumerate(kept if self.transcript is not None else ()):
-                self.transcript.crop(b, rows)
+        check_whole(self)
+        cropping.crop(self, tokens_to_remove)
 
     def activate_past_recording(self):
         if self.settings.bounded is not None:
@@ -199,25 +192,29 @@ class SelkeyCache(Cache):
         super().activate_past_recording()
 
     def reorder_cache(self, beam_idx):
-        self._select(beam_idx.tolist())
+        self._select(lambda entries: entries[beam_idx.cpu()])
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats):
-        self._select([b for b in range(max(0, self.batch_size)) for _ in range(repeats)])
+        self._select(lambda entries: entries.repeat_interleave(repeats))
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices):
-        self._select(torch.arange(max(0, self.batch_size))[indices.cpu()].tolist())
+        self._select(lambda entries: entries[indices.cpu()])
         super().batch_select_indices(indices)
 
-    def _select(self, entries):
-        """Pins and transcript in the new order; layers follow."""
-        if self.seen:
-            reordered(self.pins, entries, self.batch_size)
+    def _select(self, choose):
+        """Pins and transcript in the new order, that of entries chosen among all; layers follow."""
+        check_whole(self)
+        batch_size = self.full[0].batch_size if self.full and self.seen else 0
+        if batch_size:
+            entries = choose(torch.arange(batch_size)).tolist()
+            reordered(self.pins, entries, batch_size)
             if self.transcript is not None:
                 self.transcript.select(entries)
 
     def __deepcopy__(self, memo):
+        check_whole(self)
         other = object.__new__(type(self))
         memo[id(self)] = other
         shared = {"served", "settings", "tokenizer", "_feed"}
@@ -240,7 +237,7 @@ class SelkeyCache(Cache):
         """The cache that `save` wrote; it continues as the saved one would have, to the bit.
 
         Args:
-            model: the same, or one with the same config.
+            model: the same, or one with the same config and dtype. Weights are not compared.
             tokenizer: for pins by words; may be given where the saved cache had one.
             policy: that of the saved cache, which no file can hold.
 

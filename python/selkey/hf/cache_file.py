@@ -5,9 +5,13 @@ from transformers.cache_utils import DummyLayer, DynamicSlidingWindowLayer
 
 from selkey import tensor_file
 from selkey.cache.bounded_checks import check_path
+from selkey.hf import support
+from selkey.hf.feed import check_whole
 from selkey.hf.kv_rows import members
 from selkey.hf.layers import SelkeyLayer
 from selkey.hf.padding import Slots
+from selkey.hf.same_config import comparable, differences
+from selkey.hf.served import Served
 from selkey.hf.text import Transcript
 from selkey.selection.observed import ObservedPolicy
 
@@ -27,8 +31,7 @@ def own_pools(layer):
 def save(cache, path):
     """See `SelkeyCache.save`."""
     check_path(path)
-    for layer in cache.full:
-        layer.check_whole()
+    check_whole(cache)
     observing = [type(member).__name__ for member in members(cache.policy) if isinstance(member, ObservedPolicy)]
     if observing:
         raise ValueError(f"policy must be one that remembers nothing, to be saved; {', '.join(observing)} would forget what it observed")
@@ -42,7 +45,7 @@ def save(cache, path):
     settings = {name: getattr(cache.settings, name) for name in ("format", "bounded", "capacity", "page_size", "summary_page")}
     batch_size = max(0, cache.full[0].batch_size) if cache.full else 0
     description = {
-        "model": _model(cache.served),
+        "model": _model(cache.served, cache._feed.model()),
         "settings": settings | {"rope": cache.settings.rope is not None},
         "policy": _named(cache.policy),
         "pins": [cache.pins.pinned(b) for b in range(batch_size)],
@@ -56,11 +59,11 @@ def load(cls, path, model, tokenizer, policy):
     """See `SelkeyCache.load`."""
     check_path(path)
     with tensor_file.opened(path, FILE) as (file, description):
-        if description["policy"] != _named(policy):
-            raise ValueError(f"policy must be that of the saved cache, {description['policy']}, to continue {path}; got {_named(policy)}")
+        saved, given = description["policy"], _named(policy)
+        if saved != given:
+            raise ValueError(f"policy must be that of the saved cache, {_spoken(saved)}, to continue {path}; got {_spoken(given)}")
+        _check_model(description["model"], support.check_model(model), path)
         cache = cls(model, tokenizer=tokenizer, policy=policy, **description["settings"])
-        if description["model"] != _model(cache.served):
-            raise cache.served.other("another model", f"{path} was written for {description['model']}")
         device = next(cache._feed.model().parameters()).device
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         for b, positions in enumerate(description["pins"]):
@@ -99,17 +102,21 @@ def _restore(layer, description, tensors, device):
         layer.keys, layer.values, layer.cumulative_length = tensors["keys"].to(device), tensors["values"].to(device), description["seen"]
 
 
-def _model(served):
-    """What two models that can continue each other's caches have in common."""
-    config = served.config
-    return {
-        "name": served.name.split(" ")[0],
-        "type": config.model_type,
-        "layers": config.num_hidden_layers,
-        "hidden": config.hidden_size,
-        "heads, KV heads, width": list(served.geometry()),
-        "vocabulary": config.vocab_size,
-    }
+def _model(served, model):
+    """What two models that can continue each other's caches have in common; `model` may be gone."""
+    dtype = None if model is None else str(model.dtype).removeprefix("torch.")
+    return {"class": served.name.split(" ")[0], "dtype": dtype, "config": comparable(served.config)}
+
+
+def _check_model(saved, model, path):
+    own = _model(Served(model), model)
+    differing = [f"{name} {saved[name]} instead of {own[name]}" for name in ("class", "dtype") if saved[name] not in (own[name], None)]
+    differing += differences(saved["config"], own["config"])
+    if differing:
+        raise ValueError(
+            f"path must be that of a cache of this model, {support.describe(model)}; {path} was written by another model: "
+            f"{', '.join(differing)}. Load it with that model, or make a new SelkeyCache(model)"
+        )
 
 
 def _named(policy):
@@ -119,3 +126,12 @@ def _named(policy):
     public = sorted((name, value) for name, value in vars(policy).items() if name[0] != "_")
     plain = {name: value for name, value in public if isinstance(value, (int, float, str, type(None)))}
     return [type(policy).__name__, plain, [_named(member) for member in members(policy) if member is not policy]]
+
+
+def _spoken(named):
+    """What `_named` returned, as one would write it."""
+    if named is None:
+        return "None"
+    name, plain, inner = named
+    arguments = [f"{key}={value!r}" for key, value in plain.items() if value is not None]
+    return f"{name}({', '.join([*map(_spoken, inner), *arguments])})"

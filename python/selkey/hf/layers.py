@@ -128,22 +128,36 @@ class SelkeyLayer(CacheLayerMixin):
         """
         if handle is not self.handle:
             raise ValueError(f"{self.served} attends twice to the same rows, or layers share them, which a SelkeyCache cannot serve")
+        # nothing is stored yet: after an error the layer goes on as it was
+        self.handle = None
         self.served.check_module(module)
         B, _, S, _ = handle.keys.shape
         packing = self.served.packing(attention_mask, B, S, self.served)
         if query.shape[2] != S:
             raise ValueError(f"{self.served} must bring a query for every new token, {S}; got {query.shape[2]}")
+        counts = None if packing is None else packing.counts
+        self.check_room([S] * B if counts is None else counts)
         if self.rows is None:
             self.lazy_initialization(handle.keys, handle.values)
         q, k, v = (rows.transpose(1, 2) for rows in (query, handle.keys, handle.values))
         if packing is not None:
             q, k, v = (packing.pack(rows) for rows in (q, k, v))
-        counts = None if packing is None else packing.counts
-        self.is_interrupted, self.handle = True, None
+        self.is_interrupted = True
         out = self.rows.attend(module, q, k, v, counts, scaling=scaling, softcap=softcap, sinks=sinks)
         self.slots.add(S, packing)
         self.is_interrupted = False
         return out if packing is None else packing.unpack(out)
+
+    def check_room(self, counts):
+        """ValueError if so many more real tokens of each entry, a list, are more than the capacity."""
+        capacity = self.settings.capacity
+        for b, more in enumerate(counts if capacity is not None else ()):
+            held = self.slots.rows(b)
+            if held + more > capacity:
+                raise ValueError(
+                    f"capacity must hold the tokens of the cache: batch entry {b} has {held}, {more} more came; got capacity={capacity}. "
+                    "Make the cache with a larger one, or with none"
+                )
 
     def get_seq_length(self):
         return self.slots.seen
@@ -183,7 +197,8 @@ class SelkeyLayer(CacheLayerMixin):
         self.select([b for b in range(max(0, self.batch_size)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices):
-        self.select(torch.arange(max(0, self.batch_size))[indices.cpu()].tolist())
+        if self.rows is not None:
+            self.select(torch.arange(self.batch_size)[indices.cpu()].tolist())
 
     def offload(self):
         raise ValueError("SelkeyCache has no offloading; it holds few bytes instead")

@@ -99,12 +99,14 @@ class Slots:
     def __init__(self):
         self.seen = 0
         self.pads = {}  # entry → [[first, stop], …]
+        self._table = None  # the same, ``[B, slots]`` bool, once it was asked for
 
     def add(self, S, packing):
         if packing is not None:
             for b, count in enumerate(packing.counts):
                 if count < S:
                     _add_runs(self.pads.setdefault(b, []), packing.real[b].tolist(), self.seen)
+            self._table = None
         self.seen += S
 
     def rows(self, entry, slots=None):
@@ -117,12 +119,30 @@ class Slots:
         pads = {slot for start, stop in self.pads.get(entry, ()) for slot in range(max(start, first), stop)}
         return [slot - first for slot in range(first, self.seen) if slot not in pads]
 
+    def agree(self, real):
+        """Whether a mask ``[B, seen]`` bool, True: real, says of every slot what it was fed as; waits for the device once."""
+        if self._table is None or self._table.device != real.device:
+            self._table = self._padding(len(real)).to(real.device)
+        hidden = ~real
+        hidden[:, : self._table.shape[1]] ^= self._table
+        return not hidden.any()
+
+    def _padding(self, B):
+        """``[B, slots]`` bool, up to the last slot that was padding."""
+        table = torch.zeros(B, max((runs[-1][1] for runs in self.pads.values()), default=0), dtype=torch.bool)
+        for b, runs in self.pads.items():
+            for first, stop in runs:
+                table[b, first:stop] = True
+        return table
+
     def crop(self, slots):
+        self._table = None
         self.seen = slots
         cut = {b: [[first, min(stop, slots)] for first, stop in runs if first < slots] for b, runs in self.pads.items()}
         self.pads = {b: runs for b, runs in cut.items() if runs}
 
     def select(self, entries):
+        self._table = None
         self.pads = {b: [list(run) for run in self.pads[entry]] for b, entry in enumerate(entries) if entry in self.pads}
 
     def state(self):

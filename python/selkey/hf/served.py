@@ -1,6 +1,7 @@
 """The model that a `SelkeyCache` serves: what must be so when the cache is made and whenever it is used, and the errors that say so."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,7 @@ class Served:
 
     def __init__(self, model):
         self.name = support.describe(model)
+        self._takes_cache = "past_key_values" in inspect.signature(model.base_model.forward).parameters
         self.config = model.config.get_text_config(decoder=True)
         # of all its parts: a layer may have a config of its own
         self.configs = [module.config for module in model.modules() if hasattr(module, "config")]
@@ -89,6 +91,8 @@ class Served:
             raise ValueError(f"{self} is an encoder-decoder, whose cross-attention keeps rows of another text: use its own cache")
         if not getattr(self.config, "is_causal", True):
             raise ValueError(f"{self} lets tokens see later ones (config.is_causal=False), which no SelkeyCache can serve: {_INSTEAD}")
+        if not self._takes_cache:
+            raise ValueError(f"{self} takes no past_key_values: it has no keys and values that a SelkeyCache could hold; use its own cache")
         if "reuse" in (getattr(self.config, "kv_sharing_modes", None) or ()):
             raise ValueError(f"{self} has layers that read the rows of other layers, which a SelkeyCache cannot lend: {_INSTEAD}")
         kinds, _ = get_layer_types_and_kwargs(self.config)
@@ -100,6 +104,8 @@ class Served:
                     f"{self} has a layer {number} of the type {kind!r}, which keeps more than keys and values or selects by itself: "
                     f"no SelkeyCache can serve it; {_INSTEAD} with attn_implementation='selkey', which reads what the model selects"
                 )
+        if not any(kind.endswith("attention") and kind != "linear_attention" for kind in kinds):
+            raise ValueError(f"{self} has no attention layer, whose keys and values a SelkeyCache could hold: {_INSTEAD}")
         if getattr(self.config, "kv_lora_rank", None):
             raise ValueError(
                 f"{self} stores latent rows (MLA) and expands them between the cache and the attention, where no SelkeyCache can be: "
@@ -156,8 +162,9 @@ def _check_policy(served, policy, cache, heads, dtype):
     try:
         copy.deepcopy(policy).select(torch.zeros(1, 1, heads, cache.head_dim, dtype=dtype), cache, query_offset=0)
     except (TypeError, ValueError) as problem:
+        reason = str(problem).replace("KVCache(...", "SelkeyCache(model, ...")
         raise ValueError(
-            f"policy must choose by queries and keys, which are all that {served} hands over; {type(policy).__name__} cannot: {problem}"
+            f"policy must choose by queries and keys, which are all that {served} hands over; {type(policy).__name__} cannot: {reason}"
         ) from problem
 
 
