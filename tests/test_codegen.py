@@ -17,11 +17,14 @@ FIELDS = {
 }  # fmt: skip
 
 
-def selkey_codegen(*options):
-    """The command in a process of its own: under the interpreter kernels cannot be compiled."""
+def in_a_process(program, *arguments):
+    """A program in a process of its own: under the interpreter kernels cannot be compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", "from selkey.bench.cli import main; main()", "codegen", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
+
+
+def selkey_codegen(*options):
+    return in_a_process("from selkey.bench.cli import main; main()", "codegen", *options)
 
 
 def narrowest_load(row):
@@ -37,17 +40,30 @@ def narrowest_load(row):
     return 8
 
 
+# Architectures whose compilation differs from that of an older sister in details: every third configuration, another third for each.
+# `selkey codegen` compiles all of them.
+SAMPLED = {"sm_100": 0, "sm_120": 1, "gfx942": 2}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_configuration_fits_and_gathers_sixteen_bytes_at_a_time(architecture):
-    result = selkey_codegen("--arch", architecture, "--json")
+    if architecture in SAMPLED:
+        result = in_a_process(
+            "import json; from dataclasses import asdict; from selkey.bench import codegen as c; "
+            f"rows = c.compile_all([{architecture!r}], (*c.CASES, *c.INDEX_CASES)[{SAMPLED[architecture]}::3]); "
+            "print(*(json.dumps(asdict(row)) for row in rows), sep='\\n')"
+        )
+    else:
+        result = selkey_codegen("--arch", architecture, "--json")
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    kernels = {row["kernel"] for row in rows}
-    assert kernels == {
-        "gather_decode", "gather_prefill", "gather_weights", "combine", "gather_backward", "backward_delta", "name_rows", "sum_rows",
-        "cache_append", "fold", "index_scores", "index_query_gradients", "index_key_gradients", "topk",
-    }  # fmt: skip
-    assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in (*CASES, *INDEX_CASES)})
+    if architecture not in SAMPLED:
+        assert {row["kernel"] for row in rows} == {
+            "gather_decode", "gather_prefill", "gather_weights", "combine", "gather_backward", "backward_delta", "name_rows", "sum_rows",
+            "cache_append", "fold", "index_scores", "index_query_gradients", "index_key_gradients", "topk",
+        }  # fmt: skip
+        assert len({row["config"].split(",")[0] for row in rows}) == len({f"{case.name} {case.dtype}" for case in (*CASES, *INDEX_CASES)})
+    assert len(rows) > 10
     for row in rows:
         assert set(row) == FIELDS
         assert row["arch"] == architecture

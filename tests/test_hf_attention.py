@@ -13,7 +13,7 @@ from hf_models import DENSE_FAMILIES, VOCABULARY, tiny  # noqa: E402
 
 from selkey import hf  # noqa: E402
 from selkey.hf import dense, implementation, support  # noqa: E402
-from selkey.selection import Sinks, Union, Window  # noqa: E402
+from selkey.selection import HeavyHitters, Sinks, Union, Window  # noqa: E402
 
 LENGTH = 24
 # other orders of sums in fp32, see test_hf_families
@@ -165,6 +165,33 @@ def test_a_mask_that_no_policy_can_keep():
     prefix[:6, :6] = True
     with pytest.raises(ValueError, match="must be causal, with or without padding, and end with the text, where a policy chooses"):
         model(prompts(), attention_mask=prefix.expand(2, 1, -1, -1))
+
+
+def test_policies_that_remember_are_for_caches():
+    for policy in (HeavyHitters(5), Union(Sinks(2), HeavyHitters(5))):
+        with pytest.raises(ValueError, match="HeavyHitters remembers .*SelkeyCache"):
+            hf.use(tiny("llama"), policy=policy)
+
+
+def test_lists_where_a_cache_chooses_or_has_forgotten():
+    ids, lists = prompts(), torch.zeros(2, 1, 3, dtype=torch.int32)
+    model = hf.use(tiny("llama"))
+    with torch.no_grad(), pytest.raises(ValueError, match="LlamaAttention .* and a SelkeyCache exclude each other"):
+        model(ids, indices=lists.expand(2, LENGTH, 3), past_key_values=hf.SelkeyCache(model))
+    model = hf.use(tiny("gemma2"))
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+        with pytest.raises(ValueError, match=r"indices count from the beginning .*\(Gemma2Attention"):
+            model(ids[:, :1], indices=lists, past_key_values=cache)
+
+
+def test_a_handle_says_what_was_tried_with_it():
+    model = hf.use(tiny("llama"))
+    cache = hf.SelkeyCache(model)
+    handle, _ = cache.layers[0].update(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))
+    for function in (torch.cat, torch.nn.functional.scaled_dot_product_attention):
+        with pytest.raises(ValueError, match=rf"between the cache and the attention \({function.__name__}\)"):
+            function([handle, handle]) if function is torch.cat else function(torch.zeros(1, 4, 3, 8), handle, handle)
 
 
 def test_lists_of_a_wrong_kind():

@@ -28,7 +28,7 @@ class Handle:
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
         handle = _find([*arguments, *(keywords or {}).values()])
         name = getattr(function, "__name__", str(function))
-        raise handle._refusal(name) if handle else TypeError(f"{name} takes tensors; got a Handle of a SelkeyCache")
+        raise handle._refusal(name) if handle is not None else TypeError(f"{name} takes tensors; got a Handle of a SelkeyCache")
 
     def _refusal(self, use):
         return ValueError(

@@ -25,7 +25,6 @@ import torch
 from selkey.functional import attention
 from selkey.hf import dense, families, indexer_loss, masks, policies, support
 from selkey.hf.handles import Handle
-from selkey.selection.policy import Policy
 
 NAME = "selkey"
 # keys of lists that are named one by one at once
@@ -51,8 +50,9 @@ def use(model, *, policy=None):
     Args:
         model: a transformers ``PreTrainedModel``, with adapters of peft or without.
         policy: of `selkey.selection`, for the layers that come without a list of their own and without a `SelkeyCache`; every layer
-            gets a copy. It reads the keys of the model's own cache, so that time goes down and memory does not. None: such layers
-            are dense.
+            gets a copy. It chooses among the keys of the model's own cache, which are copied for it at every call: long prefills and
+            training become cheaper, a single token does not, and memory stays; for those there is `SelkeyCache`. None: such
+            layers are dense.
 
     Returns:
         model.
@@ -62,8 +62,8 @@ def use(model, *, policy=None):
         TypeError, ValueError: not a model of transformers, one that computes attention itself, or not a policy.
     """
     inner = support.check_model(model)
-    if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"policy must be a policy of selkey.selection, or None; got {policy!r}")
+    if policy is not None:
+        policies.check(policy)
     register()
     inner.set_attn_implementation(NAME)
     for module in inner.modules():
@@ -108,9 +108,20 @@ def attend(
     common = dict(scaling=scaling, softcap=softcap, sinks=sinks)
     if isinstance(key, Handle):
         _check_exact(module, dropout, position_bias)
+        if indices is not None or block_indices is not None:
+            raise ValueError(
+                f"lists of {support.describe(module)} and a SelkeyCache exclude each other: what a SelkeyCache reads, its policy chooses; "
+                "use DynamicCache(config=model.config) with indices, or SelkeyCache(model, policy=…) without"
+            )
         return key.layer.attend(module, query, key, attention_mask, **common), None
     # a window of the model's own is a selection already
-    policy = getattr(module, "selkey_policy", None) if keywords.get("sliding_window") is None else None
+    has_window = keywords.get("sliding_window") is not None
+    policy = None if has_window else getattr(module, "selkey_policy", None)
+    if has_window and indices is not None and query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"indices count from the beginning of the text, of which the cache of a layer with a sliding window keeps the end only "
+            f"({support.describe(module)}): call the model with the whole text, use_cache=False, or choose by a SelkeyCache with a policy"
+        )
     lists, mask, block_size, is_causal = _selection(module, query, key, attention_mask, indices, block_indices, is_causal)
     if lists is None and masks.is_compact(mask):
         # a dense layer among those with indexers
@@ -199,7 +210,7 @@ def _over_keys_of_blocks(module, q, k, v, blocks, mask, block_size, arguments):
 
 
 def _check_exact(module, dropout, position_bias):
-    support.check_number(f"{type(module).__name__}.attention_dropout", dropout)
+    support.check_no_dropout(f"{type(module).__name__}.attention_dropout", dropout)
     if position_bias is not None:
         raise ValueError(
             f"{support.describe(module)} adds a bias by position to all logits, which attention over selected keys has no word for: "

@@ -109,8 +109,8 @@ def lists_of_mask(mask, most):
 
     Args:
         mask: bool, or added to logits.
-        most: K in a compiled model, as from `families.most_selected`. Else K is what the fullest row needs, for which the device is
-            waited for.
+        most: K in a compiled model, as from `families.most_selected`: what the model's own masks leave, and of a caller's mask perhaps
+            less than it leaves. Else K is what the fullest row needs, for which the device is waited for.
     """
     B, _, S, N = mask.shape
     parts = mask[:, 0].split(max(1, _AT_ONCE // max(1, B * N)), 1)

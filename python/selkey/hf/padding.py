@@ -60,9 +60,11 @@ class Packer:
         """
         if mask is None:
             return None
-        if self._last is None or self._last[0]() is not mask:
-            self._last = weakref.ref(mask), _packing(mask, B, S, model)
-        return self._last[1]
+        # one look at what copies of a cache, in other threads, may change
+        last = self._last
+        if last is None or last[0]() is not mask:
+            self._last = last = weakref.ref(mask), _packing(mask, B, S, model)
+        return last[1]
 
 
 def _packing(mask, B, S, model):

@@ -5,17 +5,36 @@ import torch
 from selkey.cache.kv_cache import KVCache
 from selkey.functional import attention
 from selkey.hf.masks import readable
+from selkey.selection.observed import ObservedPolicy
+from selkey.selection.policy import Policy
+from selkey.selection.union import Union
 
 _FORMATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # entries of a mask that are compared at once
 _AT_ONCE = 1 << 24
 
 
+def check(policy):
+    """A policy that can choose at every call anew.
+
+    Raises:
+        TypeError, ValueError: no policy, or one that has to observe first.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"policy must be a policy of selkey.selection, or None; got {policy!r}")
+    for member in policy.policies if isinstance(policy, Union) else [policy]:
+        if isinstance(member, ObservedPolicy):
+            raise ValueError(
+                f"policy must choose at every call anew; {type(member).__name__} remembers what it observed between calls: give it to a "
+                "SelkeyCache(model, policy=…)"
+            )
+
+
 def attend(policy, q, k, v, mask, *, query_offset, **arguments):
     """Attention over what the policy chooses; differentiable in q, k and v.
 
-    The keys are copied once more for the policy, for the length of the call. Padding in front of an entry is moved behind its keys, so
-    that a position is a place in the text: the first sink is the first word.
+    Keys and values are copied for the policy, for the length of the call, and once more where there is padding. Padding in front of an
+    entry is moved behind its keys, so that a position is a place in the text: the first sink is the first word.
 
     Args:
         q: ``[B, S, HQ, D]``; k, v: ``[B, N, HK, …]``.

@@ -64,8 +64,8 @@ def check_model(model):
     return inner
 
 
-def check_number(name, value):
-    """A probability of dropping attention weights that is 0: lists have no dropout."""
+def check_no_dropout(name, value):
+    """The probability of dropping attention weights is 0: lists have no dropout."""
     if value:
         raise ValueError(
             f"attn_implementation='selkey' has no dropout of attention weights where keys are selected; got {name}={value}: "
