@@ -64,6 +64,21 @@ def test_a_cache_without_rows_or_from_elsewhere_is_saved_too(tmp_path):
     assert torch.equal(cache.dequantize()[0], other.dequantize()[0])
 
 
+def test_text_that_was_cropped_is_not_in_the_state():
+    cache = kv(B=2, page_size=2)
+    k, v = some(cache, 12)
+    cache.append(k, v)
+    cache.crop([4, 10])
+    description, tensors = cache.state()
+    # its pages are taken again later, until then they are in the pool
+    assert len(cache.paging.free) == 5 and description["state"]["pages"] == 7 and len(tensors["records"]) == 14
+    other = selkey.KVCache.from_state(description, tensors)
+    k, v = some(cache, 3)
+    for each in (cache, other):
+        each.append(k, v)
+    assert_same(other, cache)
+
+
 def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "cache"
     cache = kv("int4", summary_page=4)

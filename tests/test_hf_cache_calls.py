@@ -1,17 +1,18 @@
 """What a `SelkeyCache` says of calls that do not fit those before: other masks, interruptions, too many tokens, another config."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
-from hf_caches import LARGE, LENGTH, PADS, assert_same, batch, eager, fed, interrupted, logits, variant  # noqa: E402
+from hf_caches import LARGE, LENGTH, PADS, Letters, assert_same, batch, eager, fed, interrupted, logits, variant  # noqa: E402
 from hf_models import NAMES, tiny  # noqa: E402
 
 from selkey import hf  # noqa: E402
-from selkey.selection import PageTree, Pins, Sinks, SummaryPages, Union, Window  # noqa: E402
+from selkey.selection import HeavyHitters, PageTree, Pins, Sinks, SummaryPages, Union, Window  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,68 @@ def test_a_layer_that_refuses_goes_on(llama):
     with pytest.raises(ValueError, match="capacity"):
         layer.attend(llama.model.layers[0].self_attn, rows.repeat(1, 2, 1, 1), key, None, scaling=None, softcap=None, sinks=None)
     assert cache.pools()["rows"][0] == 2 * LENGTH
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_a_policy_that_does_not_follow_refuses_before_anything_changes(family):
+    model = tiny(family)
+    ids = batch()[0][:2, :3]
+    cache = hf.SelkeyCache(model, tokenizer=Letters(), policy=Union(Window(8), HeavyHitters(4)))
+    logits(model, ids, cache=cache, pieces=(3,))
+    cache.pin([1], batch=0)
+    own = [layer for layer in cache.layers if layer not in cache.full]
+    before = [(layer.keys.clone(), layer.get_seq_length()) for layer in own]
+    for call in (
+        lambda: cache.crop(-2), lambda: cache.reorder_cache(torch.tensor([1, 0])), lambda: cache.batch_repeat_interleave(2),
+        lambda: cache.batch_select_indices(torch.tensor([1])),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="policy HeavyHitters remembers"):
+            call()
+    for layer, (keys, seen) in zip(own, before, strict=True):
+        assert torch.equal(layer.keys, keys) and layer.get_seq_length() == seen
+    assert cache.pinned(0) == [1] and cache.pinned(1) == [] and cache.transcript.tokens(0) == ids[0].tolist() and cache.seen == 3
+
+
+@pytest.mark.parametrize("keywords", [{}, dict(bounded=LARGE)])
+def test_entries_that_are_not_there_change_nothing(llama, keywords):
+    ids = batch()[0][:2]
+    cache = hf.SelkeyCache(llama, **keywords)
+    logits(llama, ids, cache=cache)
+    cache.pin([1], batch=0)
+    for call in (lambda: cache.reorder_cache(torch.tensor([-1, 0])), lambda: cache.batch_select_indices(torch.tensor([2]))):
+        with pytest.raises(IndexError):
+            call()
+    if keywords:
+        with pytest.raises(ValueError, match="at least one batch entry"):
+            cache.batch_repeat_interleave(0)
+    assert cache.pinned(0) == [1] and cache.pinned(1) == [] and cache.full[0].batch_size == 2
+
+
+@pytest.mark.parametrize("is_fed", [False, True])
+def test_entries_are_split_without_a_copy_of_all_for_each(llama, is_fed, monkeypatch):
+    cache = hf.SelkeyCache(llama, bounded=LARGE)
+    logits(llama, batch()[0], cache=cache)
+    if not is_fed:
+        cache.crop(-LENGTH)
+    rows, alive, copied = cache.full[0].rows, [], []
+    whole, deepcopy = rows.parts[0], copy.deepcopy
+
+    def counted(value):
+        # those made before have one entry each by now
+        assert all(part._pools.sizes.batch_size == 1 for part in alive)
+        alive.append(deepcopy(value))
+        copied.append(value)
+        return alive[-1]
+
+    expected = [deepcopy(whole) for _ in range(4)]
+    monkeypatch.setattr("selkey.hf.bounded_rows.copy", SimpleNamespace(deepcopy=counted))
+    rows._split()
+    monkeypatch.undo()
+    assert len(copied) == (4 if is_fed else 0)
+    for b, (part, other) in enumerate(zip(rows.parts, expected, strict=True)):
+        other.select([b])
+        (description, tensors), (same, others) = part.state(), other.state()
+        assert description == same and all(torch.equal(tensors[name], others[name]) for name in others)
 
 
 def test_sliding_layers_alone_and_nothing_fed(llama, gemma):

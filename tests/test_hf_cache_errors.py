@@ -1,5 +1,6 @@
 """What a `SelkeyCache` cannot serve says so, names the model and the version of transformers, and says what to do."""
 
+import copy
 import re
 
 import pytest
@@ -71,8 +72,18 @@ def test_arguments_that_do_not_fit(llama, keywords, message):
 def test_a_model_whose_memory_is_constant_needs_no_other():
     with pytest.raises(ValueError, match="no layer with full attention"):
         hf.SelkeyCache(tiny("mistral"), bounded=True)
+    for name in ("capacity", "summary_page"):
+        with pytest.raises(ValueError, match=f"{name} must be None for Mistral"):
+            hf.SelkeyCache(tiny("mistral"), **{name: 64})
     with pytest.raises(ValueError, match="where something could be pinned"):
         hf.SelkeyCache(tiny("mistral")).pin([0])
+
+
+def test_a_forward_of_the_instance_takes_a_cache_as_the_class_does():
+    model = tiny("llama")
+    inner = model.base_model
+    inner.forward = lambda *arguments, **keywords: type(inner).forward(inner, *arguments, **keywords)
+    assert hf.SelkeyCache(model).seen == 0
 
 
 def test_masks_of_unknown_form(llama):
@@ -107,6 +118,10 @@ def test_a_cache_of_another_model(llama):
         hf.use(other)
         with pytest.raises(ValueError, match=rf"made for LlamaForCausalLM \(transformers .*{message}"):
             logits(other, ids, cache=fed(llama))
+    twin = type(llama)(llama.config)
+    with pytest.raises(ValueError, match="another model uses it: LlamaAttention of another one"):
+        logits(twin, ids, cache=fed(llama))
+    logits(llama, ids, cache=copy.deepcopy(fed(llama)))
     cache = fed(llama)
     with pytest.raises(ValueError, match="dtype torch.float64 instead of torch.float32"):
         cache.layers[0].update(torch.zeros(1, 2, 1, 8).double(), torch.zeros(1, 2, 1, 8).double())

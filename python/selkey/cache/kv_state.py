@@ -24,8 +24,17 @@ def describe(cache):
     width = max(used, default=0)
     table = store.tensors["pages"][:, :width]
     if cache.paging is not None:
-        pages = cache.paging.end
-        records = store.tensors["records"][: pages * P]
+        owned = [pages[:count] for pages, count in zip(cache.paging.owned, used, strict=True)]
+        kept = sorted({page for pages in owned for page in pages})
+        pages = len(kept)
+        if kept == list(range(pages)):
+            records = store.tensors["records"][: pages * P]
+        else:
+            # free pages lie between, of text that is gone
+            records = store.tensors["records"].unflatten(0, (-1, P))[torch.tensor(kept, device=table.device)].flatten(0, 1)
+        number = {page: i for i, page in enumerate(kept)}
+        rows = [[number[page] for page in pages] + [0] * (width - len(pages)) for pages in owned]
+        table = torch.tensor(rows, dtype=table.dtype).reshape(table.shape).to(table.device)
     else:
         pages = sum(used)
         is_used = torch.arange(width, device=table.device) < torch.tensor(used, device=table.device)[:, None]

@@ -15,6 +15,7 @@ from selkey.hf.kv_rows import FORMATS
 # queries that are served at once, at most, and no more than the window: `BoundedCache.extend`
 QUERIES = 512
 POOLS = ("sinks", "pins", "window", "keep", "folds")
+_ARGUMENTS = ("n_kv_heads", "head_dim", "v_head_dim", *POOLS, "format", "dtype", "rope")
 
 
 class BoundedRows:
@@ -68,12 +69,17 @@ class BoundedRows:
     def _split(self):
         """Give each entry a cache of its own."""
         whole = self.parts[0]
-        B = whole._pools.sizes.batch_size
-        self.parts = [copy.deepcopy(whole) for _ in range(B)]
-        for b, part in enumerate(self.parts):
-            part.select([b])
+        self.parts = [_entry(whole, b) for b in range(whole._pools.sizes.batch_size)]
+
+    def check_select(self, entries):
+        if not entries:
+            raise ValueError("entries must name at least one batch entry; got none")
+
+    def check_crop(self):
+        """How far it can go back: `selkey.hf.cropping`."""
 
     def select(self, entries):
+        self.check_select(entries)
         if len(self.parts) == 1:
             self.parts[0].select(entries)
             return
@@ -125,6 +131,16 @@ class BoundedRows:
             BoundedCache.from_state(description, _with_prefix(tensors, f"{number}."), device)
             for number, description in enumerate(descriptions)
         ])  # fmt: skip
+
+
+def _entry(whole, b):
+    """A cache of one entry of a BoundedCache; memory for all entries is taken for a moment only where there is something to copy."""
+    if whole.seen == 0:
+        sizes = whole._pools.sizes
+        return BoundedCache(1, **{name: getattr(sizes, name) for name in _ARGUMENTS}, device=whole._pools.device)
+    part = copy.deepcopy(whole)
+    part.select([b])
+    return part
 
 
 def _with_prefix(tensors, prefix):

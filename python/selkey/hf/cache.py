@@ -54,7 +54,7 @@ class SelkeyCache(Cache):
         kinds, layers = self.served.kinds()
         bounded = check_bounded(bounded, rope)
         if "full_attention" not in kinds:
-            self.served.check_nothing_asked(format=format, policy=policy, bounded=bounded)
+            self.served.check_nothing_asked(format=format, policy=policy, bounded=bounded, capacity=capacity, summary_page=summary_page)
         self.settings = Settings(format, bounded, capacity, page_size, summary_page, rope_of(inner, self.served) if rope else None)
         if "full_attention" in kinds:
             check_settings(self.served, inner.dtype, self.settings, policy)
@@ -192,7 +192,8 @@ class SelkeyCache(Cache):
         super().activate_past_recording()
 
     def reorder_cache(self, beam_idx):
-        self._select(lambda entries: entries[beam_idx.cpu()])
+        # as layers take it: numbers from 0 on
+        self._select(lambda entries: entries.index_select(0, beam_idx.cpu()))
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats):
@@ -209,6 +210,8 @@ class SelkeyCache(Cache):
         batch_size = self.full[0].batch_size if self.full and self.seen else 0
         if batch_size:
             entries = choose(torch.arange(batch_size)).tolist()
+            for layer in self.full:
+                layer.check_select(entries)
             reordered(self.pins, entries, batch_size)
             if self.transcript is not None:
                 self.transcript.select(entries)

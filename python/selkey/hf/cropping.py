@@ -21,6 +21,8 @@ def crop(cache, tokens_to_remove):
                 f"{cache.served} has a layer, {type(layer).__name__}, that cannot go back: a full window or a state forgets what was "
                 "before; feed the text anew after reset()"
             )
+    for layer in cache.full if tokens_to_remove else ():
+        layer.check_crop()
     kept = cache.full[0].kept(tokens_to_remove)[1] if cache.full else []
     if cache.full and cache.full[0].kind is BoundedRows:
         _check_bounded(cache.full[0], cache.served, tokens_to_remove)

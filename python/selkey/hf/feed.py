@@ -3,6 +3,7 @@
 Two hooks on the model, which hold the cache weakly and go with it. They look at calls that have this cache as `past_key_values` alone.
 """
 
+import functools
 import inspect
 import weakref
 
@@ -20,7 +21,8 @@ class Feed:
     def __init__(self, cache, model):
         self.model = weakref.ref(model)
         reference, base = weakref.ref(cache), model.base_model
-        self.parameters = inspect.signature(base.forward)
+        # of the class: an instance may have another forward, which takes anything
+        self.parameters = inspect.signature(functools.partial(type(base).forward, base))
         hooks = [
             base.register_forward_pre_hook(lambda module, args, kwargs: _before(reference, self._named(args, kwargs)), with_kwargs=True),
             base.register_forward_hook(lambda module, args, kwargs, out: _after(reference, self._named(args, kwargs)), with_kwargs=True),

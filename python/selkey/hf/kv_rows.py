@@ -95,12 +95,18 @@ class KVRows:
         return out
 
     def select(self, entries):
-        self._check_forgetful("put entries into another order")
+        self.check_select(entries)
         self.cache.select(entries)
 
     def crop(self, rows):
-        self._check_forgetful("take tokens away")
+        self.check_crop()
         self.cache.crop(rows)
+
+    def check_select(self, entries):
+        self._check_forgetful("put entries into another order")
+
+    def check_crop(self):
+        self._check_forgetful("take tokens away")
 
     def _check_forgetful(self, what):
         names = [type(member).__name__ for member in members(self.policy) if hasattr(member, "observe")]

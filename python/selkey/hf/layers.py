@@ -174,6 +174,16 @@ class SelkeyLayer(CacheLayerMixin):
         slots = max(0, self.slots.seen - abs(tokens_to_remove))
         return slots, [self.slots.rows(b, slots) for b in range(max(0, self.batch_size))]
 
+    def check_crop(self):
+        """ValueError if the rows never go back; nothing is changed."""
+        if self.rows is not None:
+            self.rows.check_crop()
+
+    def check_select(self, entries):
+        """ValueError if the rows cannot follow `select`; nothing is changed."""
+        if self.rows is not None:
+            self.rows.check_select(entries)
+
     def crop(self, tokens_to_remove):
         """Forget the last slots, −tokens_to_remove of them; ValueError where a BoundedCache cannot."""
         if tokens_to_remove > 0:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +41,10 @@ class Served:
 
     def __init__(self, model):
         self.name = support.describe(model)
-        self._takes_cache = "past_key_values" in inspect.signature(model.base_model.forward).parameters
+        self._takes_cache = "past_key_values" in inspect.signature(type(model.base_model).forward).parameters
         self.config = model.config.get_text_config(decoder=True)
-        # of all its parts: a layer may have a config of its own
-        self.configs = [module.config for module in model.modules() if hasattr(module, "config")]
+        # not by their config: two models may have been made with one
+        self._modules = weakref.WeakSet(model.modules())
         self.packing = Packer()
 
     def __deepcopy__(self, memo):
@@ -60,8 +61,7 @@ class Served:
             )
 
     def check_module(self, module):
-        config = getattr(module, "config", self.config)
-        if not any(config is own for own in self.configs):
+        if module not in self._modules:
             raise self.other("another model", f"{type(module).__name__} of another one")
         if not getattr(module, "is_causal", True):
             raise ValueError(f"{self} lets tokens see later ones (is_causal=False), which no SelkeyCache can serve: {_INSTEAD}")
