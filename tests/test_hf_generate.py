@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("transformers")
 
 from hf_models import VOCABULARY, tiny  # noqa: E402
-from transformers import DynamicCache  # noqa: E402
+from transformers import DynamicCache, LogitsProcessor  # noqa: E402
 
 from selkey import hf  # noqa: E402
 from selkey.selection import Quest, Sinks, Union, Window  # noqa: E402
@@ -150,6 +150,28 @@ def test_pins_stay_in_endless_text(llama):
     assert seen[1][1]["folds"][0] > seen[0][1]["folds"][0] and seen[1][1]["pins"] == seen[0][1]["pins"]
     # every token is somewhere, in both layers
     assert sum(rows for rows, _ in seen[1][1].values()) == 2 * (cache.seen - 4)
+
+
+def test_a_pin_during_generation(llama):
+    inputs, small = {name: tensor[1:] for name, tensor in prompts().items()}, dict(sinks=0, pins=4, window=12, keep=0, folds=0)
+    cache = hf.SelkeyCache(llama, bounded=small)
+
+    class Pins(LogitsProcessor):
+        def __call__(self, ids, scores):
+            if cache.seen == 16:
+                cache.pin([6, 7])
+            return scores
+
+    found = generate(llama, cache, 40, inputs, do_sample=False, logits_processor=[Pins()])
+    assert cache.pinned() == [6, 7]
+    # as in two turns with the pin between them, and not as without it
+    cache = hf.SelkeyCache(llama, bounded=small)
+    text = generate(llama, cache, 5, inputs, do_sample=False)
+    assert cache.seen == 16
+    cache.pin([6, 7])
+    mask = torch.cat((inputs["attention_mask"], torch.ones(1, 5, dtype=torch.long)), 1)
+    assert torch.equal(found, generate(llama, cache, 35, dict(input_ids=text, attention_mask=mask), do_sample=False))
+    assert not torch.equal(found, generate(llama, hf.SelkeyCache(llama, bounded=small), 40, inputs, do_sample=False))
 
 
 def test_rows_beyond_the_trained_positions(llama):

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("transformers")
 
+from bounded_caches import one_thread  # noqa: E402, F401  a fixture
 from hf_models import FAMILIES, tiny
 
 from selkey import hf
@@ -26,14 +27,6 @@ PADDINGS = {
     # as after a turn that was padded on the right
     "between": slice(11, 18),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def without_ties(family):

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from bounded_caches import one_thread  # noqa: E402, F401  a fixture
 from hf_models import FAMILIES, tiny
 
 from selkey import hf
@@ -18,14 +19,6 @@ pytestmark = [
 ]
 
 S = 24
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(family, attention="selkey", **changes):
