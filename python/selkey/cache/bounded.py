@@ -148,7 +148,7 @@ class BoundedCache(Operations):
         return sorted(self._pins.slots[batch])
 
     def attention(
-        self, q, *, k=None, return_report=False, scale=None, softcap=None, sinks=None, return_lse=False, backend="auto"
+        self, q, *, k=None, return_report=False, return_view=False, scale=None, softcap=None, sinks=None, return_lse=False, backend="auto"
     ):  # fmt: skip
         """One softmax over sinks, pins, window, the best k of keep, and folds, for the tokens appended last.
 
@@ -159,12 +159,13 @@ class BoundedCache(Operations):
             k: per query and KV head only the k rows of keep with the largest logit of any query head of the group are in
                 the softmax, the others are as if dropped; None: all of keep.
             return_report: also return how the attention is shared between the pools.
+            return_view: also return the share of every row that was read.
             scale, softcap, sinks: as in `selkey.attention` (sinks: learned, ``[HQ]``; not the pool).
             return_lse: also return the log-sum-exp ``[B, S, HQ]`` of everything read, boosts included, learned sinks not.
             backend: as in `selkey.attention`.
 
         Returns:
-            out ``[B, S, HQ, DV]`` in q's dtype; then, as asked for, lse and a `Report`, in that order.
+            out ``[B, S, HQ, DV]`` in q's dtype; then, as asked for, lse, a `Report` and a `View`, in that order.
 
         Raises:
             TypeError, ValueError: an argument of the wrong kind, dtype, device or shape.
@@ -172,14 +173,15 @@ class BoundedCache(Operations):
         """
         pools = self._pools
         bounded_checks.check_query(
-            pools.sizes, pools.device, pools.seen, q, k, scale, softcap, sinks, backend, return_report=return_report, return_lse=return_lse
-        )
+            pools.sizes, pools.device, pools.seen, q, k, scale, softcap, sinks, backend, return_report=return_report,
+            return_view=return_view, return_lse=return_lse,
+        )  # fmt: skip
         with undisturbed():
-            out, lse, report = reading.attention(
+            out, lse, report, view = reading.attention(
                 pools, self._pins, q, k=k, scale=q.shape[-1] ** -0.5 if scale is None else scale, softcap=softcap, sinks=sinks,
-                with_report=return_report, backend=backend,
+                with_report=return_report, with_view=return_view, backend=backend,
             )  # fmt: skip
-        chosen = (out, *([lse] if return_lse else ()), *([report] if return_report else ()))
+        chosen = (out, *([lse] if return_lse else ()), *([report] if return_report else ()), *([view] if return_view else ()))
         return chosen if len(chosen) > 1 else out
 
     def extend(self, q, k, v, *, positions=None, scale=None, softcap=None, sinks=None, backend="auto"):

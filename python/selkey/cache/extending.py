@@ -27,7 +27,7 @@ def extend(pools, pins, q, k, v, positions, *, sinks, **keywords):
         own_positions = positions
     reader = _Extending(pools, pins, q, own_positions, next_position, **keywords)
     reader.k, reader.v = k, v
-    out, _, _ = joined(reader, k=None, sinks=sinks, with_report=False)
+    out, *_ = joined(reader, k=None, sinks=sinks, with_report=False)
     pools.append(k, v, positions)
     return out
 

@@ -94,16 +94,18 @@ class Folds:
         span = tuple(torch.cat([positions, end], 2) for end in span)
         self._join(joining, torch.cat([fold, taker.clamp(min=0)], 2), span, k.is_cuda or backend == "triton")
 
-    def attention(self, q, *, scale=None, softcap=None, mean_key=None, return_doubt=False, backend="auto"):
+    def attention(self, q, *, scale=None, softcap=None, mean_key=None, return_doubt=False, return_weights=False, backend="auto"):
         """Attention to all folds; arguments as in `selkey.attention`.
 
         Args:
             q: ``[B, S, HQ, D]``.
             mean_key: ``[B, HK, F, D]``, in the place of the folds' own: keys that were moved to other positions.
             return_doubt: return what `folding_error` needs, too.
+            return_weights: and the share of each fold.
 
         Returns:
-            (out, lse) or (out, lse, doubt): ``[B, S, HQ, DV]`` in q's dtype, ``[B, S, HQ]`` fp32, ``[B, S, HQ]`` fp32.
+            (out, lse), then, as asked for, doubt and weights: ``[B, S, HQ, DV]`` in q's dtype, ``[B, S, HQ]`` fp32,
+            ``[B, S, HQ]`` fp32, ``[B, S, HQ, F]`` fp32.
         """
         count, own_key, mean_value, spread = self.summary
         scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -118,13 +120,11 @@ class Folds:
         bias = per_head.clamp(min=1).float().log() + second_order(halves, per_head)
         indices = torch.where(per_head > 0, torch.arange(F, device=q.device), -1).expand(-1, S, -1, -1)
         results = attention(
-            q, keys, values, indices, index_bias=bias, scale=scale, softcap=softcap, return_lse=True, return_weights=return_doubt,
-            backend=backend,
+            q, keys, values, indices, index_bias=bias, scale=scale, softcap=softcap, return_lse=True,
+            return_weights=return_doubt or return_weights, backend=backend,
         )  # fmt: skip
-        if not return_doubt:
-            return results
-        out, lse, weights = results
-        return out, lse, doubt(weights, halves)
+        out, lse, *weights = results
+        return out, lse, *([doubt(weights[0], halves)] if return_doubt else ()), *(weights if return_weights else ())
 
     def _candidates(self, M):
         """Folds that M rows may have joined to others to take their place, ``[B, HK, C]``: other ones each call."""

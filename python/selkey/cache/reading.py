@@ -10,6 +10,7 @@ from selkey.cache.boost import boosts
 from selkey.cache.folds import folding_error
 from selkey.cache.report import Report
 from selkey.cache.rope import moved
+from selkey.cache.view import EXACT, view_of
 from selkey.functional import attention as attention_over_rows
 from selkey.functional import merge_states
 
@@ -23,39 +24,47 @@ class Part(NamedTuple):
     pool: str | None
     out: torch.Tensor  # [B, S, HQ, DV]
     lse: torch.Tensor  # [B, S, HQ] fp32
+    # where a view is asked for: the share of each row within the part [B, S, HQ, M] fp32, the slots that it was read from
+    # [B, S or 1, 1 or HK, M], and of which store they are
+    weights: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    store: str = EXACT
 
 
-def attention(pools, pins, q, *, k, scale, softcap, sinks, with_report, backend):
-    """See `BoundedCache.attention`; returns out, lse, and a Report or None."""
+def attention(pools, pins, q, *, k, scale, softcap, sinks, with_report, backend, with_view=False):
+    """See `BoundedCache.attention`; returns out, lse, a Report or None, a View or None."""
     if q.shape[1] == 0:
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        return q.new_empty(*q.shape[:3], pools.sizes.v_head_dim), lse, Report({"window": lse}, lse) if with_report else None
+        view = view_of(pools, [], lse) if with_view else None
+        return q.new_empty(*q.shape[:3], pools.sizes.v_head_dim), lse, Report({"window": lse}, lse) if with_report else None, view
     # a query is the token of the same place among those appended last
     positions = pools.tables["exact_position"][:, pools.slots_of(pools.seen - q.shape[1], q.shape[1])]
     reader = Reader(pools, pins, q, positions, pools.next_position, scale=scale, softcap=softcap, backend=backend)
+    reader.with_weights = with_view
     return joined(reader, k=k, sinks=sinks, with_report=with_report)
 
 
 def joined(reader, *, k, sinks, with_report):
-    """What a `Reader` reads in one softmax: out, lse, and a Report or None."""
+    """What a `Reader` reads in one softmax: out, lse, a Report or None, a View or None."""
     pools, pins = reader.pools, reader.pins
     parts = reader.exact_parts(apart=with_report)
     doubt = None
     if pools.has_left and pools.keep is not None and k != 0:
-        parts.append(Part("keep", *reader.keep(k)))
+        parts.append(Part("keep", *reader.keep(k), store="keep"))
     if pools.has_left and pools.folds is not None:
-        out, lse, doubt = reader.folds(with_report)
-        parts.append(Part("folds", out, lse))
+        out, lse, doubt, weights = reader.folds(with_report)
+        parts.append(Part("folds", out, lse, weights, store="folds"))
     if pins.group_count:
         parts += reader.groups(parts, sinks)
     out, lse = merge_states([part.out for part in parts], [part.lse for part in parts], sinks)
+    view = view_of(pools, parts, lse) if reader.with_weights else None
     if not with_report:
-        return out, lse, None
+        return out, lse, None, view
     lses = {}
     for part in parts:
         lses[part.pool] = torch.logaddexp(lses[part.pool], part.lse) if part.pool in lses else part.lse
     error = torch.zeros_like(lse) if doubt is None else folding_error(doubt, lses["folds"], lse)
-    return out, lse, Report(lses, error)
+    return out, lse, Report(lses, error), view
 
 
 class Reader:
@@ -65,7 +74,12 @@ class Reader:
         positions: ``[B, S]`` int64, of the queries.
         next_position: that of the token behind the last query; None: only the device knows.
         keywords: scale, softcap, backend of `selkey.attention`.
+
+    Attributes:
+        with_weights: parts come with the share of every row, for a View.
     """
+
+    with_weights = False
 
     def __init__(self, pools, pins, q, positions, next_position, **keywords):
         self.pools, self.pins, self.q, self.sizes, self.tables = pools, pins, q, pools.sizes, pools.tables
@@ -84,11 +98,11 @@ class Reader:
         }
         lists = {name: self._visible(name, start, end) for name, (start, end) in stretches.items() if end > start}
         if apart:
-            return [Part(name, *self._exact(self.q, slots, self.positions, name != "window")) for name, slots in lists.items()]
+            return [Part(name, *self._exact(self.q, slots, self.positions, name != "window"), slots) for name, slots in lists.items()]
         far = [slots for name, slots in lists.items() if self.moves and name != "window"]
         near = [slots for name, slots in lists.items() if not (self.moves and name != "window")]
         calls = [(torch.cat(slots, -1), is_far) for slots, is_far in ((far, True), (near, False)) if slots]
-        return [Part(None, *self._exact(self.q, slots, self.positions, is_far)) for slots, is_far in calls]
+        return [Part(None, *self._exact(self.q, slots, self.positions, is_far), slots) for slots, is_far in calls]
 
     def _visible(self, name, start, end):
         """The slots from start to end, −1 where a query may not see them: ``[B, S, 1, end − start]`` int32."""
@@ -102,19 +116,21 @@ class Reader:
         return torch.where(visible, slots, -1)[:, :, None]
 
     def _exact(self, q, slots, positions, is_far):
-        """(out, lse) over slots of the exact store; positions ``[B, S]`` are those of the queries."""
+        """(out, lse, weights or None) over slots of the exact store; positions ``[B, S]`` are those of the queries."""
         if not (self.moves and is_far):
-            return self.pools.exact.attention(q, slots, **self.keywords)[:2]
+            return self.pools.exact.attention(q, slots, return_weights=self.with_weights, **self.keywords)
         sizes, tables = self.sizes, self.tables
         B, M = sizes.batch_size, sizes.sinks + self.pins.in_use
         k, v = self.pools.exact.read(torch.arange(M, device=q.device)[None, :, None].expand(B, -1, sizes.n_kv_heads))
         # The sinks are one span, which begins with the first token.
         starts = torch.cat((tables["first_and_last"][:, :1].expand(B, sizes.sinks), tables["pin_span"][:, : self.pins.in_use]), 1)
-        return self._moved(q, positions, k, v, starts[..., None], lambda q, k, v, at: self._rows(q, k, v, slots[:, at]))
+        out, lse, *weights = self._moved(q, positions, k, v, starts[..., None], lambda q, k, v, at: self._rows(q, k, v, slots[:, at]))
+        return out, lse, weights[0] if weights else None
 
     def _rows(self, q, k, v, slots):
         """Attention of q ``[B · s, 1, …]`` over rows of its own, ``[B · s, M, HK, …]``."""
-        return attention_over_rows(q.float(), k, v, slots.flatten(0, 1).unsqueeze(1), return_lse=True, **self.keywords)
+        lists = slots.flatten(0, 1).unsqueeze(1)
+        return attention_over_rows(q.float(), k, v, lists, return_lse=True, return_weights=self.with_weights, **self.keywords)
 
     def _moved(self, q, positions, k, v, starts, attend):
         """(out, lse, …) over rows that each query sees moved, so that none is farther than the trained range.
@@ -139,14 +155,14 @@ class Reader:
         return out.to(q.dtype), *rest
 
     def keep(self, k):
-        """(out, lse) over the rows of keep, or per query and KV head over the k with the largest logits."""
+        """(out, lse, weights or None, slots) over the rows of keep, or per query and KV head over the k with the largest logits."""
         B, S, HQ, _ = self.q.shape
         HK, keep = self.sizes.n_kv_heads, self.sizes.keep
         slots = torch.where(self._kept(), torch.arange(keep, dtype=torch.int32, device=self.q.device), -1).expand(B, S, HK, keep)
         if k is not None and k < keep:
             few = max(1, _CHUNK_BYTES // (4 * B * HQ * keep))
             slots = torch.cat([self._largest(self.q[:, i : i + few], slots[:, i : i + few], k) for i in range(0, S, few)], 1)
-        return self.pools.keep.attention(self.q, slots, **self.keywords)[:2]
+        return *self.pools.keep.attention(self.q, slots, return_weights=self.with_weights, **self.keywords), slots
 
     def _kept(self):
         """Which slots of keep a query may see, ``[B, S or 1, HK, keep]`` bool."""
@@ -159,11 +175,10 @@ class Reader:
         return slots.gather(-1, best.topk(k, sorted=False).indices.sort(-1).values)
 
     def folds(self, with_doubt):
-        """(out, lse, doubt or None) over the folds."""
-        folds = self.pools.folds
+        """(out, lse, doubt or None, weights or None) over the folds."""
+        folds, asked = self.pools.folds, dict(return_doubt=with_doubt, return_weights=self.with_weights)
         if not self.moves:
-            out, lse, *doubt = folds.attention(self.q, **self.keywords, return_doubt=with_doubt)
-            return out, lse, doubt[0] if with_doubt else None
+            return _named(folds.attention(self.q, **self.keywords, **asked), **asked)
         parts = folds.tensors
         # A fold is seen as far as its middle; a moved mean is the mean of moved keys, and their spread the same.
         middle = (parts["first_position"] + parts["last_position"]) // 2
@@ -173,12 +188,11 @@ class Reader:
             there = copy.copy(folds)
             there.tensors = {name: tensor.repeat_interleave(queries, 0) for name, tensor in parts.items()}
             there.tensors |= {"mean_key": keys.transpose(1, 2).contiguous()}
-            results = there.attention(q, **self.keywords, return_doubt=with_doubt)
+            results = there.attention(q, **self.keywords, **asked)
             return results[0].to(self.q.dtype), *results[1:]
 
         rows = (parts[name].transpose(1, 2) for name in ("mean_key", "mean_value"))
-        out, lse, *doubt = self._moved(self.q, self.positions, *rows, middle.transpose(1, 2), attend)
-        return out, lse, doubt[0] if with_doubt else None
+        return _named(self._moved(self.q, self.positions, *rows, middle.transpose(1, 2), attend), **asked)
 
     def groups(self, parts, sinks):
         """The boosted groups, each a Part with its boost."""
@@ -198,10 +212,18 @@ class Reader:
 
         # Each query once for each group.
         q = self.q[:, :, None].expand(B, S, NG, HQ, D).reshape(B, S * NG, HQ, D)
-        out, lse = self._exact(q, lists.view(B, S * NG, 1, L), self.positions.repeat_interleave(NG, 1), True)
+        out, lse, weights = self._exact(q, lists.view(B, S * NG, 1, L), self.positions.repeat_interleave(NG, 1), True)
         lse = lse.view(B, S, NG, HQ)
         rest = [part.lse for part in parts] + ([] if sinks is None else [sinks.expand(B, S, HQ)])
         rest = torch.stack(rest).logsumexp(0) if rest else torch.full_like(lse[:, :, 0], -math.inf)
         shares = tables["group_share"][:, None, None, :NG].expand(B, S, HQ, NG)
         lse = lse + boosts(lse.transpose(2, 3), shares, rest).transpose(2, 3)
-        return [Part("pins", *part) for part in zip(out.view(B, S, NG, HQ, -1).unbind(2), lse.unbind(2), strict=True)]
+        weights = [None] * NG if weights is None else weights.view(B, S, NG, HQ, L).unbind(2)
+        parts = zip(out.view(B, S, NG, HQ, -1).unbind(2), lse.unbind(2), weights, lists.unsqueeze(3).unbind(2), strict=True)
+        return [Part("pins", *part) for part in parts]
+
+
+def _named(results, *, return_doubt, return_weights):
+    """(out, lse, doubt or None, weights or None) of what `Folds.attention` returned."""
+    out, lse, *rest = results
+    return out, lse, rest.pop(0) if return_doubt else None, rest.pop(0) if return_weights else None

@@ -5,6 +5,7 @@ lie in one BoundedCache each.
 """
 
 import copy
+from functools import partial
 
 import torch
 
@@ -52,18 +53,18 @@ class BoundedRows:
                 total[name] = total[name][0] + rows, total[name][1] + nbytes
         return total
 
-    def attend(self, module, q, k, v, counts, **arguments):
-        """As `KVRows.attend`."""
+    def attend(self, module, q, k, v, counts, watch=None, **arguments):
+        """As `KVRows.attend`; watch: called with (the first entry, the `View` of a part), see `SelkeyCache.watch`."""
         if counts is None:
             counts = [q.shape[1]] * len(q)
         if len(self.parts) == 1 and len(set(counts)) > 1:
             self._split()
         if len(self.parts) == 1:
-            return _attend(self.parts[0], q, k, v, **arguments)
+            return _attend(self.parts[0], q, k, v, watch and partial(watch, 0), **arguments)
         out = q.new_zeros(*q.shape[:3], v.shape[3])
         for b, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
             at = slice(b, b + 1), slice(count)
-            out[at] = _attend(part, q[at], k[at], v[at], **arguments)
+            out[at] = _attend(part, q[at], k[at], v[at], watch and partial(watch, b), **arguments)
         return out
 
     def _split(self):
@@ -107,6 +108,11 @@ class BoundedRows:
         part, entry = self._of(batch)
         return part.pinned(entry)
 
+    def window_start(self, batch):
+        part, _ = self._of(batch)
+        pools = part._pools
+        return min(part.seen, pools.sizes.sinks + pools.left_window(part.seen))
+
     @undisturbed()
     def check_pins(self, batch, positions):
         """ValueError if not all of the positions are held whole; layers and heads keep different tokens."""
@@ -147,7 +153,7 @@ def _with_prefix(tensors, prefix):
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _attend(part, q, k, v, *, scaling, softcap, sinks):
+def _attend(part, q, k, v, watch, *, scaling, softcap, sinks):
     keywords = {"scale": scaling, "softcap": softcap, "sinks": sinks}
     few, outs = min(QUERIES, part._pools.sizes.window), []
     for some in zip(q.split(few, 1), k.split(few, 1), v.split(few, 1), strict=True):
@@ -156,7 +162,12 @@ def _attend(part, q, k, v, *, scaling, softcap, sinks):
         elif some[0].shape[1] == 1:
             # a token by itself: what `extend` stands for, in fewer calls
             part.append(*some[1:])
-            outs.append(part.attention(some[0], **keywords))
+            if watch is None:
+                outs.append(part.attention(some[0], **keywords))
+            else:
+                out, view = part.attention(some[0], return_view=True, **keywords)
+                outs.append(out)
+                watch(view)
     return torch.cat(outs, 1) if outs else q.new_empty(*q.shape[:3], v.shape[3])
 
 

@@ -9,6 +9,7 @@ tokens came one by one, and exactly that with ``keep=0, folds=0``: see `BoundedC
 """
 
 import copy
+import functools
 
 import torch
 from transformers.cache_utils import Cache
@@ -113,6 +114,29 @@ class SelkeyCache(Cache):
                 before = total.get(name, (0, 0))
                 total[name] = before[0] + rows, before[1] + nbytes
         return total
+
+    def window_start(self, batch=0):
+        """With `bounded`, the first position of an entry from which on every token is held exactly: older ones may be folded, if they
+        are neither sinks nor pinned. Positions as in `pin`."""
+        if self.settings.bounded is None:
+            raise ValueError(f"window_start is of a SelkeyCache with bounded sizes; in this one of {self.served} every token is held")
+        return 0 if not self.full or self.full[0].rows is None else self.full[0].rows.window_start(batch)
+
+    def watch(self, callback):
+        """See where tokens look: with `bounded`, after every token that comes by itself (not those that come several in a call).
+
+        Args:
+            callback: called with (number of the layer among those with full attention, the first entry of the view, a
+                `selkey.cache.view.View`), once a layer; for a batch with entries of different lengths once an entry. None: no more.
+                A copy of the cache is not watched.
+
+        Raises:
+            ValueError: a cache without `bounded`.
+        """
+        if self.settings.bounded is None and callback is not None:
+            raise ValueError(f"watch needs a SelkeyCache with bounded sizes: nothing tells in this one of {self.served} what was looked at")
+        for number, layer in enumerate(self.full):
+            layer.watch = None if callback is None else functools.partial(callback, number)
 
     def pin(self, what, batch=0, boost=0.0, occurrence=None):
         """Hold tokens in every layer until they are unpinned: a policy reads them always, a BoundedCache never lets them go.
@@ -220,6 +244,8 @@ class SelkeyCache(Cache):
         check_whole(self)
         other = object.__new__(type(self))
         memo[id(self)] = other
+        # who watches is no part of the cache
+        memo |= {id(layer.watch): None for layer in self.full}
         shared = {"served", "settings", "tokenizer", "_feed"}
         for name, value in vars(self).items():
             setattr(other, name, value if name in shared else copy.deepcopy(value, memo))

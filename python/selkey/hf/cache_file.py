@@ -31,6 +31,11 @@ def own_pools(layer):
 def save(cache, path):
     """See `SelkeyCache.save`."""
     check_path(path)
+    tensor_file.write(path, FILE, *contents(cache))
+
+
+def contents(cache):
+    """What a file of a cache holds, ({name: tensor}, description), for `rebuilt`; ValueError where it cannot be put in one."""
     check_whole(cache)
     observing = [type(member).__name__ for member in members(cache.policy) if isinstance(member, ObservedPolicy)]
     if observing:
@@ -52,30 +57,41 @@ def save(cache, path):
         "texts": len(texts),
         "layers": layers,
     }
-    tensor_file.write(path, FILE, tensors, description)
+    return tensors, description
 
 
 def load(cls, path, model, tokenizer, policy):
     """See `SelkeyCache.load`."""
     check_path(path)
     with tensor_file.opened(path, FILE) as (file, description):
-        saved, given = description["policy"], _named(policy)
-        if saved != given:
-            raise ValueError(f"policy must be that of the saved cache, {_spoken(saved)}, to continue {path}; got {_spoken(given)}")
-        _check_model(description["model"], support.check_model(model), path)
-        cache = cls(model, tokenizer=tokenizer, policy=policy, **description["settings"])
-        device = next(cache._feed.model().parameters()).device
+        # what cannot be continued is said before much is read
+        _check(path, description, model, policy)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-        for b, positions in enumerate(description["pins"]):
-            cache.pins.pin(b, positions)
-        for number, (layer, of_layer) in enumerate(zip(cache.layers, description["layers"], strict=True)):
-            prefix = f"layer.{number}."
-            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            _restore(layer, of_layer, own, device)
-        if tokenizer is not None:
-            known = [tensors[f"text.{b}"] for b in range(description["texts"])]
-            cache.transcript = Transcript.from_state(tokenizer, known or [[] for _ in description["pins"]])
+        return rebuilt(cls, path, tensors, description, model, tokenizer, policy)
+
+
+def rebuilt(cls, path, tensors, description, model, tokenizer=None, policy=None):
+    """The cache of which `contents` came from the file at `path`; ValueError where it is of another model or policy."""
+    _check(path, description, model, policy)
+    cache = cls(model, tokenizer=tokenizer, policy=policy, **description["settings"])
+    device = next(cache._feed.model().parameters()).device
+    for b, positions in enumerate(description["pins"]):
+        cache.pins.pin(b, positions)
+    for number, (layer, of_layer) in enumerate(zip(cache.layers, description["layers"], strict=True)):
+        prefix = f"layer.{number}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        _restore(layer, of_layer, own, device)
+    if tokenizer is not None:
+        known = [tensors[f"text.{b}"] for b in range(description["texts"])]
+        cache.transcript = Transcript.from_state(tokenizer, known or [[] for _ in description["pins"]])
     return cache
+
+
+def _check(path, description, model, policy):
+    saved, given = description["policy"], _named(policy)
+    if saved != given:
+        raise ValueError(f"policy must be that of the saved cache, {_spoken(saved)}, to continue {path}; got {_spoken(given)}")
+    _check_model(description["model"], support.check_model(model), path)
 
 
 def _state(layer, served):

@@ -20,6 +20,9 @@ class SelkeyLayer(CacheLayerMixin):
         settings: how rows are stored.
         policy: of this layer, or None.
         pins: `selkey.selection.Pins`, one for all layers.
+
+    Attributes:
+        watch: called with (first entry, `View`) after every token that comes by itself, or None; rows of a `BoundedCache` only.
     """
 
     is_compileable = False
@@ -29,6 +32,7 @@ class SelkeyLayer(CacheLayerMixin):
     def __init__(self, served, settings, policy, pins):
         super().__init__()
         self.served, self.settings, self.policy, self.pins = served, settings, policy, pins
+        self.watch = None
         self.reset()
 
     @property
@@ -142,8 +146,9 @@ class SelkeyLayer(CacheLayerMixin):
         q, k, v = (rows.transpose(1, 2) for rows in (query, handle.keys, handle.values))
         if packing is not None:
             q, k, v = (packing.pack(rows) for rows in (q, k, v))
+        watched = {} if self.watch is None else {"watch": self.watch}
         self.is_interrupted = True
-        out = self.rows.attend(module, q, k, v, counts, scaling=scaling, softcap=softcap, sinks=sinks)
+        out = self.rows.attend(module, q, k, v, counts, scaling=scaling, softcap=softcap, sinks=sinks, **watched)
         self.slots.add(S, packing)
         self.is_interrupted = False
         return out if packing is None else packing.unpack(out)
