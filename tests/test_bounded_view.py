@@ -38,6 +38,8 @@ def test_the_shares_of_rows_sum_to_those_of_the_report(rope, sizes):
     for name in POOLS:
         torch.testing.assert_close(pools[name], report[name], atol=2e-6, rtol=0)
     torch.testing.assert_close(view.share.sum(-1), torch.ones(2, 5, 4), atol=2e-6, rtol=0)
+    torch.testing.assert_close(view.fold_error, report.fold_error, atol=2e-6, rtol=2e-6)
+    assert bool(view.fold_error.max() > 0) == ("folds" in sizes)
     assert report["pins"][0].min() > 0.29 and view.share[view.pool < 0].eq(0).all()
 
 

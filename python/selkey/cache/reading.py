@@ -35,7 +35,7 @@ def attention(pools, pins, q, *, k, scale, softcap, sinks, with_report, backend,
     """See `BoundedCache.attention`; returns out, lse, a Report or None, a View or None."""
     if q.shape[1] == 0:
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        view = view_of(pools, [], lse) if with_view else None
+        view = view_of(pools, [], lse, lse) if with_view else None
         return q.new_empty(*q.shape[:3], pools.sizes.v_head_dim), lse, Report({"window": lse}, lse) if with_report else None, view
     # a query is the token of the same place among those appended last
     positions = pools.tables["exact_position"][:, pools.slots_of(pools.seen - q.shape[1], q.shape[1])]
@@ -52,18 +52,20 @@ def joined(reader, *, k, sinks, with_report):
     if pools.has_left and pools.keep is not None and k != 0:
         parts.append(Part("keep", *reader.keep(k), store="keep"))
     if pools.has_left and pools.folds is not None:
-        out, lse, doubt, weights = reader.folds(with_report)
-        parts.append(Part("folds", out, lse, weights, store="folds"))
+        out, lse_folds, doubt, weights = reader.folds(with_report or reader.with_weights)
+        parts.append(Part("folds", out, lse_folds, weights, store="folds"))
     if pins.group_count:
         parts += reader.groups(parts, sinks)
     out, lse = merge_states([part.out for part in parts], [part.lse for part in parts], sinks)
-    view = view_of(pools, parts, lse) if reader.with_weights else None
+    if not (with_report or reader.with_weights):
+        return out, lse, None, None
+    error = torch.zeros_like(lse) if doubt is None else folding_error(doubt, lse_folds, lse)
+    view = view_of(pools, parts, lse, error) if reader.with_weights else None
     if not with_report:
         return out, lse, None, view
     lses = {}
     for part in parts:
         lses[part.pool] = torch.logaddexp(lses[part.pool], part.lse) if part.pool in lses else part.lse
-    error = torch.zeros_like(lse) if doubt is None else folding_error(doubt, lses["folds"], lse)
     return out, lse, Report(lses, error), view
 
 

@@ -11,7 +11,7 @@ EXACT = "exact"
 
 
 class View(NamedTuple):
-    """The rows that were read for each query and head, empty places among them; each ``[B, S, HQ, M]``.
+    """The rows that were read for each query and head, empty places among them; each ``[B, S, HQ, M]`` but for `fold_error`.
 
     Attributes:
         share: fp32, of the attention; over the rows of a query they sum to 1 (to 0 where it sees nothing). As in a `Report`, what a
@@ -19,6 +19,7 @@ class View(NamedTuple):
         pool: int8, the row's pool as a number in `POOLS`; −1: no row, its share is 0.
         first, last: int64, positions of the first and last token that the row stands for; the same but for folds.
         count: int64, tokens that it stands for.
+        fold_error: ``[B, S, HQ]`` fp32, as in a `Report`.
     """
 
     share: torch.Tensor
@@ -26,25 +27,27 @@ class View(NamedTuple):
     first: torch.Tensor
     last: torch.Tensor
     count: torch.Tensor
+    fold_error: torch.Tensor
 
     def pools(self):
         """{pool: share ``[B, S, HQ]``}, as `Report` has it."""
         return {name: torch.where(self.pool == number, self.share, 0.0).sum(-1) for number, name in enumerate(POOLS)}
 
 
-def view_of(pools, parts, lse):
+def view_of(pools, parts, lse, fold_error):
     """The View of parts of one softmax.
 
     Args:
         pools: `Pools`.
         parts: `reading.Part`, with weights; none: no row was read.
         lse: ``[B, S, HQ]`` fp32, of all of them.
+        fold_error: of the same shape.
     """
     pieces = [_piece(pools, part, lse) for part in parts]
     if not pieces:
         nothing = lse.new_empty(*lse.shape, 0)
-        return View(nothing, nothing.to(torch.int8), *[nothing.long()] * 3)
-    return View(*(torch.cat(tensors, -1) for tensors in zip(*pieces, strict=True)))
+        return View(nothing, nothing.to(torch.int8), *[nothing.long()] * 3, fold_error)
+    return View(*(torch.cat(tensors, -1) for tensors in zip(*pieces, strict=True)), fold_error)
 
 
 def _piece(pools, part, lse):

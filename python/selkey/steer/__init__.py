@@ -1,0 +1,1 @@
+"""`selkey steer`: a model writes, a human marks what it must not forget."""

@@ -1,0 +1,204 @@
+"""A text that a model writes and a human steers: what is marked stays, the rest leaves the window and is folded.
+
+    session = Session(model, tokenizer, name="storyteller", folder=Path("steer"))
+    session.read("Anna hid the pearl under the bridge.")
+    session.mark(1, 9)
+    for _ in range(10_000):
+        session.step()
+
+One thread at a time: `selkey.steer.writer.Writer` is the thread that owns one.
+"""
+
+import secrets
+
+from selkey.steer import marks as spans
+from selkey.steer import memory_file, pools
+from selkey.steer.mark_log import MarkLog
+from selkey.steer.pinning import hold
+from selkey.steer.refused import Refused
+from selkey.steer.stream import Stream
+from selkey.steer.text import HUMAN, RECALLED
+from selkey.steer.undo import History, Moment
+
+LOG = "marks.jsonl"
+# characters that a human may say at once
+LONGEST = 100_000
+# tokens that are fed in one call
+_PIECE = 256
+
+
+class Session(Stream):
+    """See above; every change may raise Refused, and has changed nothing then.
+
+    Args:
+        model: of transformers, causal.
+        tokenizer: its own.
+        name: what the page calls the model.
+        folder: Path, where memories and the log of marks lie; made if need be.
+        bounded: {pool: tokens}, see `BoundedCache`; what is left out is as in `pools.sizes`.
+        temperature: of the sampling; 0: the likeliest token.
+        seed: of the sampling.
+        stretch: tokens that the model writes before it waits for the human.
+
+    Attributes:
+        marks: list of (start, stop, boost).
+        log: `MarkLog`.
+        trouble: what went wrong beside (the log cannot be written), a sentence or None.
+        shown: spans (start, stop) that are suggested at the moment.
+    """
+
+    def __init__(self, model, tokenizer, *, name, folder, bounded=None, temperature=0.8, seed=0, stretch=128):
+        self.name, self.folder, self.stretch = name, folder, stretch
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log, self.trouble, self.shown = MarkLog(folder / LOG), None, []
+        super().__init__(model, tokenizer, pools.sizes(model, bounded), temperature, seed)
+
+    def clear(self):
+        """An empty text, without marks."""
+        super().clear()
+        self.marks, self._past = [], History()
+
+    # the text grows
+
+    def begin(self, what):
+        """Text is about to come that `undo` takes back as one."""
+        self._past.push(Moment.of(self, what, changes_text=True))
+
+    def read(self, text, watch=lambda: None):
+        """Words of the human, at the end of the text.
+
+        Args:
+            text: at most 100,000 characters.
+            watch: called after every piece that was read.
+
+        Returns:
+            {"start", "stop"}: its tokens.
+        """
+        if len(text) > LONGEST:
+            raise Refused(f"at most {LONGEST:,} characters can be said at once; these are {len(text):,}: say them in parts")
+        ids = self.tokenizer(self.spaced(text), add_special_tokens=False, verbose=False)["input_ids"] if text.strip() else []
+        if not ids:
+            raise Refused("there is nothing to read: write some words")
+        self.begin("words")
+        start = len(self.text)
+        for at in range(0, len(ids), _PIECE):
+            self.feed(ids[at : at + _PIECE], HUMAN)
+            watch()
+        return {"start": start, "stop": len(self.text)}
+
+    def recall(self, start, stop):
+        """Text that was folded is read again, at the end, and marked there; returns its {"start", "stop"}."""
+        self._check_span(start, stop)
+        held = [position for position in range(start, stop) if self._is_held(position)]
+        if held:
+            raise Refused(f"token {held[0]} is still held: mark it")
+        self._check_room(stop - start)
+        self.begin(f"recall of {_named(start, stop)}")
+        first, ids = len(self.text), self.text.ids[start:stop].tolist()
+        self.feed(ids, RECALLED)
+        self._hold(spans.added(self.marks, first, len(self.text), 0.0))
+        return {"start": first, "stop": len(self.text)}
+
+    # marks
+
+    def mark(self, start, stop, boost=0.0):
+        """Tokens [start, stop) are held exactly from now on.
+
+        Args:
+            boost: share of the attention, in [0, 1), that they get at least, in every layer and head.
+        """
+        self._check_span(start, stop)
+        held = spans.positions(self.marks)
+        new = [position for position in range(start, stop) if position not in held]
+        gone = [position for position in new if not self._is_held(position)]
+        if gone and not self.bounded["keep"]:
+            raise Refused(f"token {gone[0]} has left the window and was folded: recall reads it again, at the end of the text")
+        self._check_room(len(new))
+        self._changed(f"mark of {_named(start, stop)}", spans.added(self.marks, start, stop, float(boost)))
+
+    def unmark(self, start, stop):
+        """Those of tokens [start, stop) that are marked are let go."""
+        self._check_span(start, stop)
+        if not any(first < stop and start < last for first, last, _ in self.marks):
+            raise Refused(f"nothing is marked in {_named(start, stop)}")
+        self._changed(f"unmark of {_named(start, stop)}", spans.removed(self.marks, start, stop))
+
+    def _changed(self, what, marks):
+        moment = Moment.of(self, what, changes_text=False)
+        self._hold(marks)
+        self._past.push(moment)
+
+    def _hold(self, marks):
+        """What is marked from now on, in the cache and in the log."""
+        before = self.marks
+        try:
+            hold(self.cache, before, marks)
+        except ValueError as problem:
+            raise Refused(str(problem)) from None
+        self.marks = marks
+        self._note(before)
+
+    def _note(self, before):
+        try:
+            for action, those in (("pin", spans.difference(self.marks, before)), ("unpin", spans.difference(before, self.marks))):
+                for start, stop in those:
+                    self.log.note(action, start, stop, lambda a, b: self.text.pieces[a:b], self.marks, self.shown)
+            self.trouble = None
+        except OSError as problem:
+            self.trouble = f"marks are held, but could not be written to the log: {problem}"
+
+    # undo
+
+    def undo(self):
+        """Take back the last mark, unmark, recall, words or stretch; returns what it was."""
+        if not self._past:
+            raise Refused("there is nothing to undo")
+        moment = self._past[-1]
+        if moment.changes_text or moment.length == len(self.text):
+            self._restore(moment)
+        else:
+            # text was written since, and stays
+            self._hold(moment.marks)
+        self._past.pop()
+        return moment.what
+
+    def _restore(self, moment):
+        before, length = self.marks, len(self.text)
+        if moment.length < length:
+            self.text.crop(moment.length)
+            self.looks.crop(moment.length)
+            self.epoch = secrets.token_hex(4)
+        self.cache, self.logits, self.sampler, self.marks = moment.cache, moment.logits, moment.sampler, moment.marks
+        self.cache.watch(self.looks.note)
+        self._note(spans.cropped(before, moment.length))
+
+    @property
+    def undoes(self):
+        """What `undo` would take back, or None."""
+        return self._past[-1].what if self._past else None
+
+    # files
+
+    def save(self, name):
+        """Write all of it to NAME.memory in the folder, whole or not at all."""
+        memory_file.save(self, name)
+
+    def load(self, name):
+        """Go on from a memory; nothing can be undone then."""
+        memory_file.load(self, name)
+
+    def _is_held(self, position):
+        return position < self.bounded["sinks"] or position >= self.cache.window_start() or position in spans.positions(self.marks)
+
+    def _check_span(self, start, stop):
+        if not 0 <= start < stop <= len(self.text):
+            raise Refused(f"a span must lie in the text, 0 ≤ start < stop ≤ {len(self.text)}; got {start} to {stop}")
+
+    def _check_room(self, new):
+        marked = len(spans.positions(self.marks))
+        if marked + new > self.bounded["pins"]:
+            raise Refused(f"{self.bounded['pins']} tokens can be marked, {marked} are: unmark some, to mark {new} more")
+
+
+def _named(start, stop):
+    return f"tokens {start} to {stop - 1}" if stop - start > 1 else f"token {start}"

@@ -1,0 +1,265 @@
+"""The thread that owns a `Session`: it writes, does what it is told between two tokens, and publishes what others may see."""
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from queue import Empty, Queue
+
+from selkey.steer import memory_file, state
+from selkey.steer.advisor import Advisor
+from selkey.steer.refused import Refused
+from selkey.steer.suggest import Suggester
+
+# seconds between two publications while it writes, tokens of which the speed is the mean, and after which suggestions are made anew
+_PAUSE, _MEAN_OF, _ADVISE = 0.1, 64, 128
+_TO_ADVISE = ("mark", "unmark", "recall", "undo", "read", "load", "new")
+_LOADING = {"version": 0, "epoch": "", "model": "", "tokens": 0, "writing": False, "left": 0, "loading": True, "error": None}
+
+
+class Writer:
+    """See above. What is not a command may be called from any thread.
+
+    Commands are the names of `do`: read, mark, unmark, recall, undo, save and load of `Session`; new(): an empty text; go(tokens=None): write so many
+    tokens, None: a stretch, 0: without end; pause(); settings(temperature=, stretch=, seed=); suggest(): learn again from the log.
+
+    Args:
+        make: function that returns the `Session`; it is called in the thread, since a model takes seconds to load.
+    """
+
+    def __init__(self, make):
+        self._make = make
+        self._commands, self._listeners, self._lock, self._door = Queue(), [], threading.RLock(), threading.Lock()
+        self._session = self._advisor = None
+        self._state, self._version = _LOADING, 0
+        # tokens that are still to be written; None: without end
+        self._left, self._error, self._times, self._published = 0, None, deque(maxlen=_MEAN_OF), 0.0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="selkey writer", daemon=True)
+
+    def start(self):
+        self._thread.start()
+        return self
+
+    def close(self):
+        """Stop after the token that is being written; what was asked for before is still done."""
+        with self._door:
+            self._is_closed = True
+            self._commands.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # any thread
+
+    def do(self, name, /, **arguments):
+        """A command, done between two tokens; returns a Future of its result. RuntimeError: the writer has ended."""
+        future = Future()
+        with self._door:
+            if self._is_closed:
+                raise RuntimeError(self._state["error"] or "the writer has ended")
+            self._commands.put((name, arguments, future))
+        return future
+
+    def listen(self, callback):
+        """callback(version) after every publication, in the writer's thread; returns a function that ends it."""
+        with self._lock:
+            self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    def state(self):
+        """What was published last: `selkey.steer.state.describe`, and "version", "loading", "writing", "left" (tokens, None: without end),
+        "tokens_per_second", "error" and "suggestions", how many there are."""
+        return self._state
+
+    def text(self, start, stop):
+        """{"start", "stop", "pieces", "by", "epoch"} of tokens [start, stop), as far as there are any."""
+        with self._lock:
+            session = self._loaded()
+            return session.text.part(start, stop) | {"epoch": session.epoch}
+
+    def look(self, position, layer=None, head=None):
+        """Where the model looked when it wrote the token at `position`: {"position", "layer", "head" (None: mean over all),
+        "pools": {pool: share}, "tokens": [[position, share]], at most 64, "folds": [[first, last, count, share]], at most 16}."""
+        with self._lock:
+            session = self._loaded()
+            session.check_look(position, layer, head)
+            return session.looks.look(position, layer, head)
+
+    def map(self, start, stop, layer=None, head=None):
+        """{"start", "stop", "rows": [[position, [[position, share], …]], …]} of tokens [start, stop), as far as it is known, at most 256."""
+        with self._lock:
+            session = self._loaded()
+            looks = session.looks
+            start, stop = max(start, looks.start), min(stop, looks.stop)
+            if start >= stop:
+                return {"start": start, "stop": start, "rows": []}
+            session.check_look(start, layer, head)
+            stop = min(stop, start + 256)
+            return {"start": start, "stop": stop, "rows": [[at, looks.row(at, layer, head)] for at in range(start, stop)]}
+
+    def memories(self):
+        return memory_file.memories(self._loaded().folder)
+
+    def suggestions(self):
+        """See `Suggester.state`."""
+        session = self._loaded()
+        return self._advisor.state(session.epoch, session.marks)
+
+    def _loaded(self):
+        if self._session is None:
+            raise Refused("the model is still being loaded")
+        return self._session
+
+    # the writer's thread
+
+    def _run(self):
+        try:
+            self._session = self._make()
+        except Exception as problem:
+            self._fail(f"the model could not be loaded: {problem}")
+            return
+        session = self._session
+        self._advisor = Advisor(Suggester(session.model, session.tokenizer, session.log.path), self._to_advise, self._advised)
+        self._publish()
+        self._advisor.nudge()
+        while True:
+            command = self._next_command()
+            if command is None:
+                self._advisor.close()
+                break
+            with self._lock:
+                self._answer(*command) if command else self._write()
+            if command or self._left == 0 or time.monotonic() - self._published >= _PAUSE:
+                self._publish()
+
+    def _fail(self, sentence):
+        """Nothing can be done any more, nor what was asked for already."""
+        with self._door:
+            self._is_closed = True
+        self._state = _LOADING | {"loading": False, "error": sentence, "version": 1}
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                command[2].set_exception(RuntimeError(sentence))
+        self._tell()
+
+    def _to_advise(self):
+        with self._lock:
+            session = self._session
+            start = session.cache.window_start() if len(session.text) else 0
+            return session.text.ids[start:].tolist(), start, session.marks, session.log.count, session.epoch
+
+    def _advised(self):
+        if not self._is_closed:
+            self._commands.put(("advised", {}, Future()))
+
+    def _do_advised(self):
+        self._session.shown = [span[:2] for span in self.suggestions()["spans"]]
+
+    def _next_command(self):
+        """The next command, () where the time is better used to write, None at the end."""
+        try:
+            return self._commands.get(block=self._left == 0)
+        except Empty:
+            return ()
+
+    def _answer(self, name, arguments, future):
+        self._error = None
+        try:
+            result = getattr(self, f"_do_{name}")(**arguments)
+        except Exception as problem:
+            future.set_exception(problem)
+        else:
+            # who waits for it sees its effect in the state
+            self._publish()
+            future.set_result(result)
+            if name in _TO_ADVISE:
+                self._advisor.nudge()
+
+    def _write(self):
+        try:
+            goes_on = self._session.step()
+        except Exception as problem:
+            # a model may fail in many ways; what is written stays
+            self._error, self._left = f"the model stopped: {problem}", 0
+            return
+        self._times.append(time.monotonic())
+        if len(self._session.text) % _ADVISE == 0 or self._left == 1:
+            self._advisor.nudge()
+        if self._left is not None:
+            self._left -= 1
+        if not goes_on:
+            self._left = 0
+
+    def _publish(self):
+        self._published = time.monotonic()
+        with self._lock:
+            self._version += 1
+            described = state.describe(self._session)
+            times = self._times
+            speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and self._left != 0 else 0.0
+            self._state = described | {
+                "version": self._version, "loading": False, "writing": self._left != 0, "left": self._left, "tokens_per_second": round(speed, 1),
+                "error": self._error or described["error"], "suggestions": len(self.suggestions()["spans"]),
+            }  # fmt: skip
+        self._tell()
+
+    def _tell(self):
+        for callback in list(self._listeners):
+            callback(self._state["version"])
+
+    def _do_go(self, tokens=None):
+        session = self._session
+        if session.logits is None:
+            raise Refused("there is no text to go on from: say something first")
+        if self._left == 0:
+            session.begin("stretch")
+            self._times.clear()
+        self._left = session.stretch if tokens is None else tokens or None
+
+    def _do_pause(self):
+        self._left = 0
+
+    def _do_undo(self):
+        self._left = 0
+        return self._session.undo()
+
+    def _do_read(self, text):
+        def watch():
+            if time.monotonic() - self._published >= _PAUSE:
+                self._publish()
+
+        return self._session.read(text, watch)
+
+    def _do_mark(self, start, stop, boost=0.0):
+        self._session.mark(start, stop, boost)
+
+    def _do_unmark(self, start, stop):
+        self._session.unmark(start, stop)
+
+    def _do_recall(self, start, stop):
+        return self._session.recall(start, stop)
+
+    def _do_save(self, name):
+        self._session.save(name)
+
+    def _do_load(self, name):
+        self._left = 0
+        self._session.load(name)
+
+    def _do_new(self):
+        self._left = 0
+        self._session.clear()
+
+    def _do_suggest(self):
+        self._advisor.nudge(again=True)
+
+    def _do_settings(self, temperature=None, stretch=None, seed=None):
+        session = self._session
+        if temperature is not None:
+            session.sampler.temperature = temperature
+        if stretch is not None:
+            session.stretch = stretch
+        if seed is not None:
+            session.sampler.seed = seed
+            session.sampler.generator.manual_seed(seed)
