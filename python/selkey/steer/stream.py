@@ -52,13 +52,9 @@ class Stream:
         return token not in self.sampler.ends
 
     def spaced(self, text):
-        """Words do not stick to the last one; a model's first token is its own beginning."""
+        """Words do not stick to the last one."""
         last = next((piece for piece in reversed(self.text.pieces) if piece), "\n")
-        return " " + text if not last[-1].isspace() and text[0].isalnum() and len(self.text) > self._begins else text
-
-    @property
-    def _begins(self):
-        return 0 if self.sampler.begin is None else 1
+        return " " + text if not last[-1].isspace() and text[0].isalnum() else text
 
     @torch.no_grad()
     def feed(self, ids, by):

@@ -12,7 +12,7 @@ HUMAN, MODEL, RECALLED = "h", "m", "r"
 class Text:
     """Tokens with their pieces of text: 13 bytes a token, pieces that are the same are stored once.
 
-    A character of several tokens belongs to the last of them.
+    A character of several tokens belongs to the last of them; the token that begins a text says nothing.
 
     Args:
         tokenizer: of transformers.
@@ -20,6 +20,7 @@ class Text:
 
     def __init__(self, tokenizer):
         self._decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self._begin = tokenizer.bos_token_id
         self.ids, self.by, self.pieces = array("q"), bytearray(), []
         self._before = self._read = 0
         self._known = ""
@@ -35,7 +36,7 @@ class Text:
         if piece.endswith(_UNFINISHED) and len(self.ids) - self._read < _LONGEST:
             self.pieces.append("")
             return
-        self.pieces.append(sys.intern(piece))
+        self.pieces.append("" if token == self._begin else sys.intern(piece))
         self._settle(self._read, len(self.ids))
 
     def extend(self, tokens, by):
