@@ -17,15 +17,19 @@ from selkey.bench.commands.compare import compare
 from selkey.bench.commands.fit import fit
 from selkey.bench.commands.generate import generate
 from selkey.bench.commands.gpu import gpu
+from selkey.bench.commands.heads import heads
 from selkey.bench.commands.learn import learn
 from selkey.bench.commands.listing import listing
 from selkey.bench.commands.model import model
 from selkey.bench.commands.plot import plot
 from selkey.bench.commands.report import report
+from selkey.bench.commands.steer import steer
+from selkey.bench.commands.storyteller import storyteller
 from selkey.bench.commands.sweep import sweep
 from selkey.bench.commands.train_cost import train_cost
 from selkey.bench.commands.validate import validate
 from selkey.bench.dsa.command import dsa
+from selkey.bench.marks.command import marks
 from selkey.bench.quality.command import quality
 from selkey.bench.selectors.command import selectors
 from selkey.bench.summaries.command import summaries
@@ -52,10 +56,11 @@ def main():
 
 
 for command in (
-    bench, sweep, ceilings, compare, plot, report, model, fit, train_cost, claims, validate, listing, train, learn, generate, codegen,
+    bench, sweep, ceilings, compare, plot, report, model, fit, train_cost, claims, validate, listing, steer, heads, generate, learn, train,
+    storyteller, codegen,
 ):  # fmt: skip
     main.add_command(command)
-for command in (quality, summaries, selectors, dsa, gpu):
+for command in (quality, summaries, selectors, dsa, marks, gpu):
     bench.add_command(command)
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import threading
 import time
 
-# seconds to wait for more marks before learning
-_REST = 0.5
+# seconds to wait for more, and how much a log has to grow before it is learned from again: that takes seconds
+_REST, _GROWTH = 0.5, 1.25
 
 
 class Advisor:
@@ -25,7 +25,7 @@ class Advisor:
     def nudge(self, again=False):
         """There is more text, or more marks; again: learn even if the log is the same."""
         if again:
-            self._learned_from = -1
+            self._learned_from = 0
         self._is_due.set()
 
     def close(self):
@@ -55,7 +55,7 @@ class Advisor:
 
     def _advise(self):
         *_, logged, _ = self._read()
-        if logged != self._learned_from and logged:
+        if logged and (logged < self._learned_from or logged >= _GROWTH * self._learned_from):
             self._learned_from = logged
             self._suggester.learn()
             self._trouble = None

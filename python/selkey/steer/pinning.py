@@ -15,7 +15,7 @@ def hold(cache, before, marks):
     """
     total = sum(boost for *_, boost in marks)
     if total >= 1:
-        raise ValueError(f"boosts must leave something for the rest, together below 100 %; these would be {total:.0%}")
+        raise ValueError(f"boosts must leave something for the rest, together below 100 %; these would be {total * 100:.0f} %")
     was, shall = spans.positions(before), spans.positions(marks)
     if shall - was:
         cache.pin(sorted(shall - was))

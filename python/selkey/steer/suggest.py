@@ -116,7 +116,7 @@ class Suggester:
             scores = selector(self._reader.states(ids)).sigmoid().cpu()
         is_free = torch.ones(len(ids), dtype=torch.bool)
         for first, stop, *_ in marks:
-            pass
+            is_free[max(first - start, 0) : max(stop - start, 0)] = False
         is_like = scores >= 0.5
         # people mark phrases: one token between two such belongs to them
         is_like[1:-1] |= is_like[:-2] & is_like[2:]

@@ -13,6 +13,7 @@ from selkey.steer.suggest import Suggester
 
 # seconds between two publications while it writes, tokens of which the speed is the mean, and after which suggestions are made anew
 _PAUSE, _MEAN_OF, _ADVISE = 0.1, 64, 128
+_OF_SESSION = ("mark", "unmark", "recall", "save")
 _TO_ADVISE = ("mark", "unmark", "recall", "undo", "read", "load", "new")
 _LOADING = {"version": 0, "epoch": "", "model": "", "tokens": 0, "writing": False, "left": 0, "loading": True, "error": None}
 
@@ -20,8 +21,9 @@ _LOADING = {"version": 0, "epoch": "", "model": "", "tokens": 0, "writing": Fals
 class Writer:
     """See above. What is not a command may be called from any thread.
 
-    Commands are the names of `do`: read, mark, unmark, recall, undo, save and load of `Session`; new(): an empty text; go(tokens=None): write so many
-    tokens, None: a stretch, 0: without end; pause(); settings(temperature=, stretch=, seed=); suggest(): learn again from the log.
+    Commands are the names of `do`: read, mark, unmark, recall, undo, save and load of `Session`; new(): an empty text;
+    go(tokens=None): write so many tokens, None: a stretch, 0: without end; pause(); settings(temperature=, stretch=, seed=);
+    suggest(): learn again from the log.
 
     Args:
         make: function that returns the `Session`; it is called in the thread, since a model takes seconds to load.
@@ -86,7 +88,7 @@ class Writer:
             return session.looks.look(position, layer, head)
 
     def map(self, start, stop, layer=None, head=None):
-        """{"start", "stop", "rows": [[position, [[position, share], …]], …]} of tokens [start, stop), as far as it is known, at most 256."""
+        """{"start", "stop", "rows": [[position, [[position, share], …]], …]} of tokens [start, stop), as far as known, at most 256."""
         with self._lock:
             session = self._loaded()
             looks = session.looks
@@ -166,7 +168,8 @@ class Writer:
     def _answer(self, name, arguments, future):
         self._error = None
         try:
-            result = getattr(self, f"_do_{name}")(**arguments)
+            command = getattr(self._session, name) if name in _OF_SESSION else getattr(self, f"_do_{name}")
+            result = command(**arguments)
         except Exception as problem:
             future.set_exception(problem)
         else:
@@ -199,8 +202,8 @@ class Writer:
             times = self._times
             speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and self._left != 0 else 0.0
             self._state = described | {
-                "version": self._version, "loading": False, "writing": self._left != 0, "left": self._left, "tokens_per_second": round(speed, 1),
-                "error": self._error or described["error"], "suggestions": len(self.suggestions()["spans"]),
+                "version": self._version, "loading": False, "writing": self._left != 0, "left": self._left,
+                "tokens_per_second": round(speed, 1), "error": self._error or described["error"], "suggestions": len(self.suggestions()["spans"]),
             }  # fmt: skip
         self._tell()
 
@@ -230,18 +233,6 @@ class Writer:
                 self._publish()
 
         return self._session.read(text, watch)
-
-    def _do_mark(self, start, stop, boost=0.0):
-        self._session.mark(start, stop, boost)
-
-    def _do_unmark(self, start, stop):
-        self._session.unmark(start, stop)
-
-    def _do_recall(self, start, stop):
-        return self._session.recall(start, stop)
-
-    def _do_save(self, name):
-        self._session.save(name)
 
     def _do_load(self, name):
         self._left = 0
