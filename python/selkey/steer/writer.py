@@ -122,13 +122,19 @@ class Writer:
             return
         session = self._session
         self._advisor = Advisor(Suggester(session.model, session.tokenizer, session.log.path), self._to_advise, self._advised)
-        self._publish()
-        self._advisor.nudge()
-        while True:
-            command = self._next_command()
-            if command is None:
-                self._advisor.close()
-                break
+        try:
+            self._publish()
+            self._advisor.nudge()
+            self._obey()
+        except Exception as problem:
+            self._fail(f"the writer stopped, save nothing over what was saved before: {problem}")
+            raise
+        finally:
+            self._advisor.close()
+
+    def _obey(self):
+        """Commands first, then the text, until the end."""
+        while (command := self._next_command()) is not None:
             with self._lock:
                 self._answer(*command) if command else self._write()
             if command or self._left == 0 or time.monotonic() - self._published >= _PAUSE:
@@ -203,7 +209,8 @@ class Writer:
             speed = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and self._left != 0 else 0.0
             self._state = described | {
                 "version": self._version, "loading": False, "writing": self._left != 0, "left": self._left,
-                "tokens_per_second": round(speed, 1), "error": self._error or described["error"], "suggestions": len(self.suggestions()["spans"]),
+                "tokens_per_second": round(speed, 1), "error": self._error or described["error"],
+                "suggestions": len(self.suggestions()["spans"]),
             }  # fmt: skip
         self._tell()
 
@@ -231,6 +238,9 @@ class Writer:
         def watch():
             if time.monotonic() - self._published >= _PAUSE:
                 self._publish()
+                # who wants to see the text waits for one piece, not for all of it
+                self._lock.release()
+                self._lock.acquire()
 
         return self._session.read(text, watch)
 
