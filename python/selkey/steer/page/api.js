@@ -49,6 +49,7 @@ export function listen(onState, onConnection) {
       isFirst = false;
     });
     source.addEventListener("loading", () => onConnection(false, "The model is being loaded…"));
+    source.addEventListener("failed", (event) => onConnection(false, JSON.parse(event.data).error));
     source.onerror = () => {
       source.close();
       onConnection(false);
