@@ -13,6 +13,7 @@ from selkey.bench.plots import (
     formats,
     gather,
     heatmap,
+    marks,
     memory,
     pareto,
     predicted,
@@ -53,7 +54,7 @@ SELECTION_FIGURES = selection.FIGURES | {"selectors": selectors.draw, "breakdown
 MODELLED_FIGURES = whole_model.FIGURES | {"fit": pareto.draw, "energy": cost.draw_energy, "cost_shares": cost.draw_shares}
 CEILING_FIGURES = gather.FIGURES  # drawn from a file of `selkey ceilings` instead of records
 _SUFFIXES = (".png", ".dark.png", ".csv")
-ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | dsa.FIGURES | MODELLED_FIGURES
+ALL = FIGURES | CACHE_FIGURES | SELECTION_FIGURES | dsa.FIGURES | marks.FIGURES | MODELLED_FIGURES
 
 
 def figures(rows, watch=lambda *progress: None):

@@ -26,6 +26,7 @@ def small_machine():
     """Ceilings, caches and sweeps are not what is tested: make them cheap."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("selkey.bench.run.ABOVE_ROOF", math.inf)
+        patch.setattr("selkey.bench.run.PATIENCE", 1e9)
         patch.setitem(timing._SMALLEST_FLUSH, "cpu", 2**20)
         patch.setattr("selkey.bench.ceilings.SMALLEST_WORKING_SET", 2**22)
         patch.setattr("selkey.bench.ceilings.MATRIX_SIZES", {"cpu": (64,), "cuda": (64,)})

@@ -105,10 +105,6 @@ def test_decoding_with_a_cache_sees_all_keys():
 
 
 def test_nothing_is_imported_or_registered_at_import():
-    code = (
-        "import sys, selkey.hf.capture\n"
-        "assert 'transformers' not in sys.modules\n"
-        "from transformers import AttentionInterface\n"
-        "assert not [name for name in AttentionInterface() if 'selkey' in name]\n"
-    )
+    # what is not imported has nothing registered with it
+    code = "import sys, selkey.hf.capture; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

@@ -1,12 +1,13 @@
 """Measured cases: from records, and from rounds on this machine, which decide only what their interval leaves no doubt about."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from selkey.bench import claims, measurements
+from selkey.bench import claims, machine, measurements, timing
 from selkey.bench.commands.claims import claims as command
 
 RECORDS = sorted((Path(claims.__file__).parent / "results" / "amd-epyc-2-cores").glob("*.jsonl"))
@@ -102,6 +103,13 @@ def test_this_machine_is_measured(monkeypatch):
     monkeypatch.setattr(measure_now, "CONTEXTS", (64, 128, 256))
     monkeypatch.setattr(measure_now, "KEYS", 16)
     monkeypatch.setattr(measure_now, "SECONDS", 1.0)
+    # ceilings and caches are not what is tested
+    monkeypatch.setattr("selkey.bench.run.ABOVE_ROOF", math.inf)
+    monkeypatch.setitem(timing._SMALLEST_FLUSH, "cpu", 2**20)
+    monkeypatch.setattr("selkey.bench.ceilings.SMALLEST_WORKING_SET", 2**22)
+    monkeypatch.setattr("selkey.bench.ceilings.MATRIX_SIZES", {"cpu": (64,), "cuda": (64,)})
+    environment = machine.environment
+    monkeypatch.setattr(machine, "environment", lambda device: environment(device) | {"last_cache_bytes": None})
     monkeypatch.setattr(measure_now, "ROUNDS", 2)
     rounds = measure_now.rounds(Console(quiet=True))
     assert len(rounds) == 2

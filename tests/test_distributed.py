@@ -1,5 +1,6 @@
 """Attention over several processes equals attention on one: results, gradients, and errors that no rank waits behind."""
 
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -17,7 +18,11 @@ def test_several_processes_equal_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import distributed_worker
 
-    context = torch.multiprocessing.spawn(distributed_worker.main, (world_size, str(tmp_path)), nprocs=world_size, join=False)
+    # a fresh process imports torch, once for all ranks
+    multiprocessing.set_forkserver_preload(["torch.distributed.tensor", "selkey.testing"])
+    context = torch.multiprocessing.start_processes(
+        distributed_worker.main, (world_size, str(tmp_path)), nprocs=world_size, join=False, start_method="forkserver"
+    )
     try:
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and not context.join(timeout=1):

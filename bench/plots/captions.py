@@ -83,6 +83,15 @@ CAPTIONS = {
         "Everything is counted: projections, indexers, attention, cache. With replaced indexers no score of a single head and no mask of "
         "tokens by tokens is stored. The numbers say how many times less than sdpa that takes.",
     ),
+    "marks": (
+        "Who decides what stays",
+        "All hold the same bytes and differ in what they pin; facts are spread over the whole text and asked for at its end. The oracle "
+        "knows the questions. Right of the vertical line no model was trained.",
+    ),
+    "marks_flat": (
+        "A story that goes on",
+        "Memory and the time of a token stay flat with pins in a bounded cache, and grow where everything is kept.",
+    ),
     "summaries": ("What page summaries know", "Errors with the unread pages dropped or folded, and how well the missed mass is estimated."),
     "model_speed": (
         "Tokens per second of a whole model",

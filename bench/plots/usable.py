@@ -56,6 +56,13 @@ _NEEDS = {
     "real": _ATTENTION | {"case.layer": "amount", "case.data": "text", "quality.rel_l2": "amount?", "quality.mass_kept": "amount?"},
     "selectors": _ATTENTION | {"quality.mass_kept": "amount?"},
     **dict.fromkeys(("dsa", "dsa_chunks", "dsa_prefill", "dsa_decode"), _ATTENTION),
+    **dict.fromkeys(
+        ("marks", "marks_flat"),
+        {
+            "impl.name": "text", "impl.label": "text?", "case.data": "text", "case.context": "count", "mem.total_bytes": "count?",
+            "time.read_us": "count?",
+        },
+    ),
     "quality": {
         "impl.name": "text", "impl.label": "text", "impl.from_marks": "flag", "impl.is_practical": "flag", "case.data": "text",
         "case.format": "text", "case.context": "count", "case.k": "count", "case.k_frac": "count",
@@ -82,6 +89,8 @@ _OK = {
     | {"bytes.dense": "count", "quality.accuracy": "amount?", "quality.accuracy_marked": "amount?"},
     "summaries": {"quality.kind": "text", "quality.page": "count", "quality.deciles": "deciles?"} | _SUMMARY,
     "selectors": {"bytes.selector": "amount"},
+    "marks": {f"quality.{name}": "amount" for name in ("recall", "low", "high", "answer_loss")}
+    | {"quality.text_loss": "amount?", "quality.parts": "block", "mem.total_bytes": "count"},
 }  # fmt: skip
 _RIGHT = {"quality.accuracy": "amount", "quality.accuracy_marked": "amount"}
 

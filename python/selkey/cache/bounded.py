@@ -41,6 +41,9 @@ class BoundedCache(Operations):
         dtype: of sinks, pins and window: bfloat16, float16 or float32.
         rope: a `RoPE`: past the trained length old rows are seen from nearer. Sinks, and each contiguous span of pins, move as one;
             a fold moves by the middle of its positions; rows of keep that are too old are folded. None: true positions.
+        fold_tokens: how many tokens the folded text counts as in the softmax, all together and at most. A model has never seen more keys
+            at once than it was trained on; the mass of many times as many, right as it is, drowns what is held exactly. None: as many as
+            it is.
         score: callable (k ``[B, M, HK, D]``, v ``[B, M, HK, DV]``) → ``[B, M, HK]`` floating, what rows that leave the window are worth;
             NaN is lowest. Default: KeyDiff, 1 − cosine(key, mean key of all tokens of the head so far). Of equal rows the
             older goes first.
@@ -53,11 +56,11 @@ class BoundedCache(Operations):
     @undisturbed()
     def __init__(
         self, batch_size, n_kv_heads, head_dim, *, sinks=16, pins=1024, window=512, keep=4096, folds=256, format="int4",
-        v_head_dim=None, dtype=torch.bfloat16, rope=None, score=None, device=None,
+        v_head_dim=None, dtype=torch.bfloat16, rope=None, fold_tokens=None, score=None, device=None,
     ):  # fmt: skip
         sizes = bounded_checks.sizes(
             batch_size, n_kv_heads, head_dim, sinks=sinks, pins=pins, window=window, keep=keep, folds=folds, format=format,
-            v_head_dim=v_head_dim, dtype=dtype, rope=rope, score=score,
+            v_head_dim=v_head_dim, dtype=dtype, rope=rope, fold_tokens=fold_tokens, score=score,
         )  # fmt: skip
         self._pools = Pools(sizes, score, device)
         self._pins = Pins(self._pools)

@@ -16,7 +16,7 @@ _QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def sizes(
     batch_size, n_kv_heads, head_dim, *, sinks=16, pins=1024, window=512, keep=4096, folds=256, format="int4", v_head_dim=None,
-    dtype=torch.bfloat16, rope=None, score=None, device=None,
+    dtype=torch.bfloat16, rope=None, fold_tokens=None, score=None, device=None,
 ):  # fmt: skip
     """The arguments of `BoundedCache`, checked; score and device are of no matter to sizes."""
     v_head_dim = head_dim if v_head_dim is None else v_head_dim
@@ -30,6 +30,8 @@ def sizes(
                 raise TypeError(f"{name} must be an int; got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+    if fold_tokens is not None and (not checks._is_int(fold_tokens) or fold_tokens < 1):
+        raise ValueError(f"fold_tokens must be an int of at least 1, or None; got {fold_tokens!r}")
     if dtype not in EXACT_FORMATS:
         raise TypeError(f"dtype must be one of {', '.join(map(str, EXACT_FORMATS))}; got {dtype!r}")
     formats = [name for name, kind in FORMATS.items() if not kind.is_joint]
@@ -44,7 +46,7 @@ def sizes(
             raise ValueError(f"inv_freq of rope must hold at most D/2 = {head_dim // 2} numbers; got {len(rope.inv_freq)}")
     result = Sizes(
         int(batch_size), int(n_kv_heads), int(head_dim), int(v_head_dim), int(sinks), int(pins), int(window), int(keep), int(folds),
-        format, dtype, rope,
+        format, dtype, rope, None if fold_tokens is None else int(fold_tokens),
     )  # fmt: skip
     if rope is not None and max(result.ring, sinks) > rope.trained_length:
         raise ValueError(

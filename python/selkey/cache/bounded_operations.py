@@ -3,10 +3,10 @@
 from selkey.cache import bounded_checks, bounded_state
 from selkey.cache.cropping import check_tokens, crop_bounded
 from selkey.cache.entries import check_entries, select_bounded
-from selkey.cache.surroundings import undisturbed
+from selkey.cache.surroundings import Copied, undisturbed
 
 
-class Operations:
+class Operations(Copied):
     """The part of `BoundedCache` that changes or copies what is stored. All of it may wait for the device; no row is coded again."""
 
     @undisturbed()

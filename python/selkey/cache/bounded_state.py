@@ -14,7 +14,7 @@ FILE = tensor_file.Kind("selkey.BoundedCache", "1", "cache", "BoundedCache.save"
 def describe(pools, pins):
     """All that is not a tensor, as JSON can say it."""
     sizes, rope = pools.sizes, pools.sizes.rope
-    names = ("batch_size", "n_kv_heads", "head_dim", "v_head_dim", "sinks", "pins", "window", "keep", "folds", "format")
+    names = ("batch_size", "n_kv_heads", "head_dim", "v_head_dim", "sinks", "pins", "window", "keep", "folds", "format", "fold_tokens")
     shift = None if rope is None else {"inv_freq": rope.inv_freq, "length": rope.trained_length, "interleaved": rope.interleaved}
     return {
         "arguments": {name: getattr(sizes, name) for name in names} | {"dtype": str(sizes.dtype).removeprefix("torch."), "rope": shift},

@@ -94,12 +94,13 @@ class Folds:
         span = tuple(torch.cat([positions, end], 2) for end in span)
         self._join(joining, torch.cat([fold, taker.clamp(min=0)], 2), span, k.is_cuda or backend == "triton")
 
-    def attention(self, q, *, scale=None, softcap=None, mean_key=None, return_doubt=False, return_weights=False, backend="auto"):
+    def attention(self, q, *, scale=None, softcap=None, mean_key=None, most=None, return_doubt=False, return_weights=False, backend="auto"):
         """Attention to all folds; arguments as in `selkey.attention`.
 
         Args:
             q: ``[B, S, HQ, D]``.
             mean_key: ``[B, HK, F, D]``, in the place of the folds' own: keys that were moved to other positions.
+            most: tokens that all folds of a head count as, at most; None: as many as they stand for.
             return_doubt: return what `folding_error` needs, too.
             return_weights: and the share of each fold.
 
@@ -118,6 +119,8 @@ class Folds:
         per_head = count.repeat_interleave(group, 1).unsqueeze(1)  # [B, 1, HQ, F]
         halves = half_variance(q, spread, scale, self.rope_interleaved)
         bias = per_head.clamp(min=1).float().log() + second_order(halves, per_head)
+        if most is not None:
+            bias = bias - (per_head.sum(-1, keepdim=True) / most).clamp(min=1).log()
         indices = torch.where(per_head > 0, torch.arange(F, device=q.device), -1).expand(-1, S, -1, -1)
         results = attention(
             q, keys, values, indices, index_bias=bias, scale=scale, softcap=softcap, return_lse=True,

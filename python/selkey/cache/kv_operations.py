@@ -3,10 +3,10 @@
 from selkey.cache import cropping, kv_state
 from selkey.cache import entries as batch_entries
 from selkey.cache.bounded_checks import check_path
-from selkey.cache.surroundings import undisturbed
+from selkey.cache.surroundings import Copied, undisturbed
 
 
-class Operations:
+class Operations(Copied):
     """The part of `KVCache` that changes or copies what is stored. All of it may wait for the device; no row is coded again."""
 
     @undisturbed()

@@ -179,8 +179,9 @@ class Reader:
     def folds(self, with_doubt):
         """(out, lse, doubt or None, weights or None) over the folds."""
         folds, asked = self.pools.folds, dict(return_doubt=with_doubt, return_weights=self.with_weights)
+        keywords = self.keywords | {"most": self.sizes.fold_tokens}
         if not self.moves:
-            return _named(folds.attention(self.q, **self.keywords, **asked), **asked)
+            return _named(folds.attention(self.q, **keywords, **asked), **asked)
         parts = folds.tensors
         # A fold is seen as far as its middle; a moved mean is the mean of moved keys, and their spread the same.
         middle = (parts["first_position"] + parts["last_position"]) // 2
@@ -190,7 +191,7 @@ class Reader:
             there = copy.copy(folds)
             there.tensors = {name: tensor.repeat_interleave(queries, 0) for name, tensor in parts.items()}
             there.tensors |= {"mean_key": keys.transpose(1, 2).contiguous()}
-            results = there.attention(q, **self.keywords, **asked)
+            results = there.attention(q, **keywords, **asked)
             return results[0].to(self.q.dtype), *results[1:]
 
         rows = (parts[name].transpose(1, 2) for name in ("mean_key", "mean_value"))

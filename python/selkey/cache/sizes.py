@@ -33,6 +33,7 @@ class Sizes:
     format: str
     dtype: torch.dtype
     rope: RoPE | None
+    fold_tokens: int | None = None
 
     @property
     def run(self):

@@ -16,7 +16,7 @@ from selkey.hf.kv_rows import FORMATS
 # queries that are served at once, at most, and no more than the window: `BoundedCache.extend`
 QUERIES = 512
 POOLS = ("sinks", "pins", "window", "keep", "folds")
-_ARGUMENTS = ("n_kv_heads", "head_dim", "v_head_dim", *POOLS, "format", "dtype", "rope")
+_ARGUMENTS = ("n_kv_heads", "head_dim", "v_head_dim", *POOLS, "format", "dtype", "rope", "fold_tokens")
 
 
 class BoundedRows:

@@ -10,10 +10,12 @@ tokens came one by one, and exactly that with ``keep=0, folds=0``: see `BoundedC
 
 import copy
 import functools
+import sys
 
 import torch
 from transformers.cache_utils import Cache
 
+from selkey.cache.surroundings import undisturbed
 from selkey.hf import cache_file, cache_pins, cropping
 from selkey.hf.feed import Feed, check_whole
 from selkey.hf.implementation import NAME, use
@@ -39,7 +41,7 @@ class SelkeyCache(Cache):
         tokenizer: for pins by words.
         format: of all rows, or with `bounded` of `keep`; one of `selkey.formats()` for keys and values. None: the dtype of the model.
         policy: of `selkey.selection`, chooses by queries and keys what is read; every layer gets a copy. None: every row is read.
-        bounded: a dict of the sizes of a BoundedCache (sinks, pins, window, keep, folds), or True for its defaults.
+        bounded: a dict of the sizes of a BoundedCache (sinks, pins, window, keep, folds, fold_tokens), or True for its defaults.
         capacity, page_size, summary_page: of a KVCache.
         rope: with `bounded`: what is farther than ``config.max_position_embeddings`` is seen from nearer, see `selkey.RoPE`.
 
@@ -117,10 +119,20 @@ class SelkeyCache(Cache):
 
     def window_start(self, batch=0):
         """With `bounded`, the first position of an entry from which on every token is held exactly: older ones may be folded, if they
-        are neither sinks nor pinned. Positions as in `pin`."""
+        are neither sinks nor pinned. Positions as in `pin`.
+
+        Args:
+            batch: entry.
+
+        Raises:
+            TypeError, ValueError: a cache without `bounded`, or no such entry.
+        """
         if self.settings.bounded is None:
             raise ValueError(f"window_start is of a SelkeyCache with bounded sizes; in this one of {self.served} every token is held")
-        return 0 if not self.full or self.full[0].rows is None else self.full[0].rows.window_start(batch)
+        rows = self.full[0].rows if self.full else None
+        # before anything was fed nobody knows how many entries there will be
+        check_batch(batch, sys.maxsize if rows is None else self.full[0].batch_size)
+        return 0 if rows is None else rows.window_start(batch)
 
     def watch(self, callback):
         """See where tokens look: with `bounded`, after every token that comes by itself (not those that come several in a call).
@@ -131,8 +143,11 @@ class SelkeyCache(Cache):
                 A copy of the cache is not watched.
 
         Raises:
+            TypeError: callback can not be called.
             ValueError: a cache without `bounded`.
         """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be a function of (layer, entry, view), or None; got {type(callback).__name__}")
         if self.settings.bounded is None and callback is not None:
             raise ValueError(f"watch needs a SelkeyCache with bounded sizes: nothing tells in this one of {self.served} what was looked at")
         for number, layer in enumerate(self.full):
@@ -240,6 +255,7 @@ class SelkeyCache(Cache):
             if self.transcript is not None:
                 self.transcript.select(entries)
 
+    @undisturbed()
     def __deepcopy__(self, memo):
         check_whole(self)
         other = object.__new__(type(self))

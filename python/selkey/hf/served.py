@@ -18,7 +18,7 @@ from selkey.kernels.formats import FORMATS as ALL_FORMATS
 from selkey.selection.observed import ObservedPolicy
 from selkey.selection.policy import Policy
 
-SIZES = ("sinks", "pins", "window", "keep", "folds")
+SIZES = ("sinks", "pins", "window", "keep", "folds", "fold_tokens")
 # layers of transformers' own, whose memory does not grow
 CONSTANT = ("sliding_attention", "chunked_attention", "linear_attention", "conv", "dummy")
 _INSTEAD = "use DynamicCache(config=model.config)"

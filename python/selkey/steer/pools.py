@@ -6,11 +6,14 @@ POOLS = {"sinks": 4, "pins": 128, "window": 256, "keep": 0, "folds": 32}
 def sizes(model, bounded=None):
     """{pool: tokens}: what is asked for, the rest as in POOLS, the window smaller for a model trained on short texts.
 
-    Marks have to be seen from within what the model was trained on, beside the window.
+    Marks have to be seen from within what the model was trained on, beside the window; and the folded text counts as no more tokens
+    than are left of that.
     """
     trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     window = POOLS["window"] if trained is None else max(1, min(POOLS["window"], trained // 2))
-    return POOLS | {"window": window} | (bounded or {})
+    found = POOLS | {"window": window} | (bounded or {})
+    left = None if trained is None else max(1, trained - found["window"] - found["sinks"])
+    return {"fold_tokens": left} | found
 
 
 def token_nbytes(model, layers):

@@ -1,0 +1,1 @@
+"""`selkey steer` in a real browser: pictures for the README, and a long sitting measured."""
