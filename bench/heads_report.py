@@ -16,7 +16,6 @@ _TEMPLATE = "heads.html.jinja"
 _MARK, _START = b"<title>selkey heads", 2000
 # heads that a terminal shows all of
 _ALL = 32
-_NAMES = ("effective_keys", "distance", "sink", "previous", "next", "duplicate", "induction", "not_seen", "importance")
 
 
 def sentences(found):
@@ -34,7 +33,8 @@ def sentences(found):
             "and a token sees its own piece only."
         )
     if text.is_far:
-        lines.append(f"The text has {n:,} tokens, the model was made for {text.trained:,}: beyond that, heads do what nobody trained.")
+        made_for = f"the model says that it was made for {text.trained:,}"
+        lines.append(f"The text has {n:,} tokens, and {made_for}: beyond that, heads may do what nobody trained.")
     if looked < n:
         stretches = 1 + int((np.diff(found.rows.numpy()) > 1).sum())
         lines.append(
@@ -64,17 +64,19 @@ def show(console, found, layer=None, head=None):
         first = sorted(rows, key=lambda row: -row["importance"])[:6]
         rows = [row for row in rows if row["label"] not in ("broad", "mixed", "local") or row in first]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    headings = ("head", "name", "keys", "away", "sink", "prev", "next", "dupl", "indu", *(f"k={k}" for k in found.ks), "unseen", "loss")
+    kept = [f"k={k}" for k in found.ks]
+    headings = ("head", "name", "keys", "away", "sink", "prev.", "next", "dupl.", "indu.", *kept, "not\nshown", "imp.")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in rows:
         kept = [_share(row["kept"].get(k)) for k in found.ks]
         shares = [_share(row[name]) for name in ("sink", "previous", "next", "duplicate", "induction")]
         sizes = ["–" if row[name] is None else f"{row[name]:.0f}" for name in ("effective_keys", "distance")]
-        cells = (f"{row['layer']}.{row['head']}", row["label"], *sizes, *shares, *kept, _share(row["not_seen"]))
+        cells = (f"{row['layer']}.{row['head']}", scores.LABELS[row["label"]], *sizes, *shares, *kept, _share(row["not_seen"]))
         table.add_row(*cells, f"{row['importance']:.3f}")
     console.print(table)
-    console.print("Shares in %; k=…: kept by a list of k keys; loss: importance.", style="dim")
+    short = "prev.: previous, dupl.: duplicate, indu.: induction, imp.: importance"
+    console.print(f"Shares in %; k=…: kept by a list of k keys; {short}.", style="dim")
     if is_short:
         console.print(f"{len(rows)} of {len(found.scores)} heads: those that a pattern names and the most important; all are on the page.")
     console.print()
@@ -114,6 +116,7 @@ def as_json(found, model, source):
         "looked_from": len(found.rows),
         "is_causal": found.is_causal,
         "keys_shown": found.keys.shape[-1],
+        "compared_from": found.compared,
         "k": list(found.ks),
         "importance": found.importance,
         "loss": found.loss,
@@ -162,7 +165,7 @@ def page(found, model, source, layer=None, head=None):
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         data=in_script(data), model=model, source=source, sentences=sentences(found), rule=scores.RULE, lists=_lists(found),
-        alike=redundancy.ALIKE, enough=f"{keeps.ENOUGH:.0%}".replace("%", " %"), found=found,
+        alike=redundancy.ALIKE, compared=compared_from(found), enough=f"{keeps.ENOUGH:.0%}".replace("%", " %"), found=found,
         layers=len({layer for layer, _ in found.heads}),
     )  # fmt: skip
 
@@ -176,12 +179,12 @@ def in_script(data):
     return text.encode("utf-8", "replace").decode()
 
 
-def check_target(path):
-    """Raises ValueError where a page at `path` would overwrite anything but an earlier one."""
+def check_target(path, kind="page", mark=_MARK):
+    """Raises ValueError where a page or picture at `path` would overwrite anything but an earlier one, which begins with `mark`."""
     if path.is_file():
         with path.open("rb") as file:
-            if _MARK not in file.read(_START):
-                raise ValueError(f"{path} exists and is no page of selkey heads: choose another folder with --out, or delete it first")
+            if mark not in file.read(_START):
+                raise ValueError(f"{path} exists and is no {kind} of selkey heads: choose another folder with --out, or delete it first")
 
 
 def write(html, path):
@@ -193,10 +196,16 @@ def write(html, path):
 
 def _groups(found):
     if not found.groups:
-        return [f"No two heads look at the same keys (similarity of {redundancy.ALIKE} or more)."]
+        return [f"No two heads look at the same keys (similarity of {redundancy.ALIKE} or more, {compared_from(found)})."]
     names = [" ".join(f"{found.heads[one][0]}.{found.heads[one][1]}" for one in group) for group in found.groups]
     shown = "; ".join(names[:6]) + ("; …" if len(names) > 6 else "")
-    return [f"Alike (mean similarity of {redundancy.ALIKE} or more) and could share a list where they are in one layer: {shown}."]
+    return [f"Alike (mean similarity of {redundancy.ALIKE} or more, {compared_from(found)}): {shown}."]
+
+
+def compared_from(found):
+    """From which tokens heads were compared."""
+    is_all = found.compared == int((~found.text.special[found.rows]).sum())
+    return f"from {'all ' if is_all else ''}{found.compared} tokens" + ("" if is_all else " spread evenly")
 
 
 def _lists(found):

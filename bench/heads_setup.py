@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from selkey.bench import generation_setup, minilm
-
 STORYTELLER, MINILM = "storyteller", "minilm"
 MOST_BYTES = 8 << 20
 _PAGE = 64 << 10
@@ -16,8 +14,15 @@ def text_of(argument):
     """The text that is meant by TEXT|FILE|-, and what to call it.
 
     Raises:
-        ValueError: a file that is not there, is none, is no text, or holds too much.
+        ValueError: a file that is not there, is none, is no text, or holds too much; a text of nothing but blanks.
     """
+    text, name = _found(argument)
+    if not text.strip():
+        raise ValueError(f"the text is empty: there is nothing to look at in {name}")
+    return text, name
+
+
+def _found(argument):
     if argument == "-":
         return _decoded(sys.stdin.buffer.read(MOST_BYTES + 1), "standard input"), "standard input"
     if _is_file(argument):
@@ -37,6 +42,9 @@ def model_of(name, device):
     Raises:
         ValueError: it is not there, or no model that transformers can load.
     """
+    # a text of nothing is refused without loading torch
+    from selkey.bench import generation_setup, minilm
+
     if name is None:
         name = STORYTELLER if _storyteller() is not None else None
     if name is None:
@@ -100,6 +108,8 @@ def _storyteller():
 def _load(folder):
     """Like `generation_setup.load`, for models that write and for those that do not; in fp32 on a CPU where that is what is there."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    from selkey.bench import generation_setup
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: it must be a model as save_pretrained of transformers writes it")

@@ -9,7 +9,7 @@ import pytest
 from steer_fakes import FakeWriter
 
 # seconds that a busy machine may take
-PATIENCE = 30
+PATIENCE = 60
 
 
 @contextlib.contextmanager

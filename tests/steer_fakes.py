@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, Queue
 
+from selkey.steer.memory_file import NoMemory
 from selkey.steer.session import Refused
 
 SINKS, WINDOW, PINS, LAYERS, HEADS, LOOKED = 4, 256, 128, 4, 6, 1024
@@ -216,7 +217,7 @@ class FakeWriter:
         if not 0 <= start < stop <= len(self._pieces):
             raise Refused(f"there are {len(self._pieces)} tokens: tokens {start} to {stop} are none of them")
 
-    def _do_mark(self, start, stop, boost=0.0):
+    def _do_mark(self, start, stop, boost=0.0, new_only=False):
         self._check(start, stop)
         folded = [at for at in range(start, stop) if SINKS <= at < self._window_start() and at not in self._boosts]
         if folded:
@@ -224,7 +225,8 @@ class FakeWriter:
         if len({*self._boosts, *range(start, stop)}) > PINS:
             raise Refused(f"{PINS} tokens can be marked: unmark some first")
         self._remember(f"mark {start}–{stop}")
-        self._boosts |= dict.fromkeys(range(start, stop), boost)
+        fresh = dict.fromkeys(range(start, stop), boost)
+        self._boosts = fresh | self._boosts if new_only else self._boosts | fresh
 
     def _do_unmark(self, start, stop):
         self._check(start, stop)
@@ -233,13 +235,14 @@ class FakeWriter:
 
     def _do_recall(self, start, stop):
         self._check(start, stop)
-        if stop > self._window_start():
-            raise Refused("this text is still held: mark it")
-        end, length = len(self._pieces), stop - start
+        gone = [at for at in range(start, stop) if SINKS <= at < self._window_start() and at not in self._boosts]
+        if not gone:
+            raise Refused("this text is still held: mark, do not recall")
+        end, length = len(self._pieces), len(gone)
         if len(self._boosts) + length > PINS:
             raise Refused(f"{PINS} tokens can be marked: unmark some first")
         self._remember(f"recall {start}–{stop}")
-        self._pieces += self._pieces[start:stop]
+        self._pieces += [self._pieces[at] for at in gone]
         self._by += "r" * length
         self._boosts |= dict.fromkeys(range(end, end + length), 0.0)
         return {"start": end, "stop": end + length}
@@ -277,7 +280,7 @@ class FakeWriter:
     def _do_load(self, name):
         path = self.folder / f"{name}.memory"
         if not path.exists():
-            raise Refused(f"there is no memory {name}")
+            raise NoMemory(f"there is no memory {name}")
         self._pieces, self._by, boosts = json.loads(path.read_text(encoding="utf-8"))
         self._boosts, self._past, self._left = dict(map(tuple, boosts)), [], 0
         self._epoch = f"{self._random.getrandbits(16):04x}"

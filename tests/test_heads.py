@@ -1,15 +1,20 @@
 """`selkey heads`: scores on attention with known answers, what is not seen, flat memory, the page, and what is refused."""
 
 import base64
+import io
 import json
 import math
 import random
+import subprocess
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
@@ -18,6 +23,7 @@ import hf_models  # noqa: E402
 
 from selkey.bench import generation_setup, heads_report, minilm, small_world  # noqa: E402
 from selkey.bench.commands.heads import heads as command  # noqa: E402
+from selkey.bench.plots import heads as pictures  # noqa: E402
 from selkey.heads import ablation, keeps, lists, reading, redundancy, scores  # noqa: E402
 from selkey.heads.text import encode  # noqa: E402
 from selkey.hf import looking  # noqa: E402
@@ -212,7 +218,9 @@ def test_long_texts_are_looked_at_in_stretches_and_in_flat_memory(llama):
     found = reading.read(llama, small_world.tokenizer(), text, queries=128)
     assert len(found.rows) == 128 and found.keys.shape == (128, 8, 16) and found.text.is_far
     said = " ".join(heads_report.sentences(found))
-    assert "Looked from 128 of the" in said and "4 stretches" in said and "was made for 512" in said and "is not shown" in said
+    assert "Looked from 128 of the" in said and "4 stretches" in said and "says that it was made for 512" in said and "is not shown" in said
+    assert heads_report.as_json(found, "", "")["compared_from"] == 128 and "from all 128 tokens" in heads_report.compared_from(found)
+    assert "from 64 tokens spread evenly" in heads_report.compared_from(replace(found, compared=64))
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +239,9 @@ def test_the_command_writes_a_page_and_pictures(page):
     assert {path.name for path in out.iterdir()} >= {
         "heads.html", "heads_maps.png", "heads_scores.dark.png", "heads_redundancy.png", "heads_kept.png", "heads_layer1_head2.png",
     }  # fmt: skip
+    assert {str(path) for path in out.iterdir()} == set(found["written"]) and len(found["written"]) == 11
+    # of a short text all tokens that ask
+    assert found["compared_from"] == found["tokens"] and f"the attention from all {found['tokens']} tokens, over all keys" in html
     assert len(found["heads"]) == 8 and found["k"] == [2, 8] and {"kept", "not_seen", "importance", "label"} <= set(found["heads"][0])
     data = json.loads(html.split('id="data">')[1].split("</script>")[0])
     assert len(data["tokens"]) == found["tokens"] and "</script><b>Snow</b>" in " ".join(data["tokens"]) and data["chosen"] == 6
@@ -252,6 +263,56 @@ def test_a_page_is_written_over_a_page_only(folder, tmp_path):
     result = CliRunner().invoke(command, ["Snow falls on", "--model", folder, "--out", str(tmp_path)])
     assert result.exit_code == 2 and "is no page of selkey heads" in result.output.replace("\n", " ")
     assert (tmp_path / "heads.html").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("name", ["heads_maps.png", "heads_layer0.dark.png"])
+def test_a_picture_is_written_over_a_picture_of_selkey_heads_only(page, folder, tmp_path, name):
+    *_, out = page
+    for path in out.glob("heads_maps*.png"):
+        heads_report.check_target(path, "picture", pictures.MARK)
+    (tmp_path / name).write_bytes(b"a photograph")
+    result = CliRunner().invoke(command, ["Snow falls on", "--model", folder, "--out", str(tmp_path), "--layer", "0"])
+    assert result.exit_code == 2 and "is no picture of selkey heads" in " ".join(result.output.split())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"a photograph"]
+
+
+def test_a_text_of_nothing_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n")
+    asked = "import sys; from selkey.bench.commands.heads import heads; sys.argv[1:] = [sys.argv[1]]\ntry: heads()\n"
+    asked += "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'loaded'"
+    for text in ("", str(tmp_path / "blank.txt")):
+        done = subprocess.run([sys.executable, "-c", asked, text], capture_output=True, text=True)
+        assert done.returncode == 2 and "the text is empty" in done.stderr, done.stderr
+
+
+def test_terminal_and_page_call_columns_the_same(llama):
+    found = reading.read(llama, small_world.tokenizer(), small_world.question(40)[0])
+    console = Console(file=io.StringIO(), width=80)
+    heads_report.show(console, found)
+    table = console.file.getvalue().split("Shares in")[0]
+    assert "…" not in table and "imp." in table and "loss" not in table and "unseen" not in table
+    html = heads_report.page(found, "a model", "a text")
+    for heading in ("previous", "duplicate", "induction", "not shown", "importance"):
+        assert f"<dt>{heading}" in html and f'["{heading}"' in html, heading
+    assert not any(f'["{heading}"' in html for heading in ("before", "same", "followed"))
+    assert "the others are dots" not in html
+    html = heads_report.page(replace(found, text=replace(found.text, pieces=[*found.text.pieces[:-1], ""])), "a model", "a text")
+    assert "the others are dots" in html
+
+
+def test_importance_below_0_has_another_colour_than_above(llama):
+    found = reading.read(llama, small_world.tokenizer(), small_world.question(40)[0])
+    for number, row in enumerate(found.scores):
+        row["importance"] = (-0.05, 10.25)[number % 2]
+    drawn = pictures.score_table(found, "a model", "")
+    image = next(axis.images[0] for axis in drawn.axes if axis.images and axis.images[0].get_label() == "importance")
+    assert image.norm(0) == 0.5 and image.norm.vmin == -image.norm.vmax == -10.25
+    assert {text.get_text() for text in image.axes.texts} == {"-.05", "10.25"}
+
+
+def test_heads_are_compared_from_as_many_tokens_as_are_fast():
+    assert redundancy.sizes(15, 200, 200) == (200, 200) and redundancy.sizes(15, 300, 300) == (64, 300)
+    assert redundancy.sizes(256, 200, 200)[0] == 64 and redundancy.sizes(300, 200, 200)[0] == 16 and redundancy.sizes(300, 9, 5)[0] == 5
 
 
 @pytest.mark.parametrize(

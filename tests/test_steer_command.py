@@ -55,6 +55,7 @@ def shown(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(server, "bound", lambda host, port: socket.socket())
     return calls
 
 
@@ -147,6 +148,19 @@ def test_ports_and_hosts_that_cannot_be(fake):
     assert "is in use" in output and "--port (0: any that is free)" in output
 
 
+def test_what_is_in_the_way_is_said_before_a_model_is_loaded(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_writer", lambda *_: pytest.fail("it is loaded"))
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        assert "is in use" in said("--port", one.getsockname()[1], *LOCAL, code=1)
+    (tmp_path / "marks.jsonl").write_text("a diary\nof mine\n")
+    for others in (LOCAL, ("--tui",)):
+        output = said("--folder", tmp_path, "--port", 0, *LOCAL, code=1) if others is LOCAL else said("--folder", tmp_path, *others, code=1)
+        assert "is no log of marks: move it away, or give another --folder" in output
+    assert (tmp_path / "marks.jsonl").read_text() == "a diary\nof mine\n"
+
+
 def test_a_host_of_another_machine(fake):
     assert "--host must be an address of this machine" in said("--host", "192.0.2.1", *LOCAL, code=1)
 
@@ -156,6 +170,17 @@ def test_a_model_that_cannot_be_loaded_ends_it(monkeypatch, tmp_path):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
     output = said("--port", 0, "--prompt", "words", *LOCAL, code=1)
     assert output.count("Error: ") == 1 and "Error: the model could not be loaded: it is made up" in output
+
+
+def test_a_model_of_another_kind_is_called_so(tmp_path):
+    pytest.importorskip("transformers")
+    from selkey.bench import small_world
+
+    small_world.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    writer = module._writer(tmp_path, tmp_path / "folder", "cpu", {})
+    with pytest.raises(ValueError, match=f"{tmp_path.name} cannot be steered: it must be a causal .*; its configuration is a T5Config$"):
+        writer._make()
 
 
 def test_what_is_refused(fake, tmp_path):

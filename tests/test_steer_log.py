@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selkey.selection.learn import examples, read_log
+from selkey.selection.learn import examples, read_log, split
 from selkey.steer import mark_log
 from selkey.steer.mark_log import BLOCK, MarkLog
 
@@ -114,6 +114,44 @@ def test_marks_of_a_memory_that_was_loaded_replace_those_of_the_log(tmp_path):
     # of the memory only " three" is marked
     log.note("pin", 2, 3, text_of, [(2, 3)])
     assert replayed(log.path) == {"one two three": [False] * 7 + [True] * 6}
+
+
+def test_a_mark_in_one_of_two_equal_blocks_lets_go_of_nothing_in_the_other(tmp_path):
+    log, text_of = MarkLog(tmp_path / "marks.jsonl"), lambda first, last: [" a"] * (min(last, 2 * BLOCK) - first)
+    in_force = lambda: [place // 2 for place, is_marked in enumerate(replayed(log.path)[" a" * BLOCK]) if is_marked][::2]
+    log.note("pin", 5, 7, text_of, [(5, 7)])
+    log.note("pin", 300, 302, text_of, [(5, 7), (300, 302)])
+    assert in_force() == [5, 6, 300 - BLOCK, 301 - BLOCK]
+    # marked in both: let go in one, then in the other
+    log.note("pin", 300 - BLOCK, 301 - BLOCK, text_of, [(5, 7), (300 - BLOCK, 301 - BLOCK), (300, 302)])
+    log.note("unpin", 300, 302, text_of, [(5, 7), (300 - BLOCK, 301 - BLOCK)])
+    assert in_force() == [5, 6, 300 - BLOCK]
+    log.note("unpin", 300 - BLOCK, 301 - BLOCK, text_of, [(5, 7)])
+    assert in_force() == [5, 6]
+
+
+def test_a_session_that_begins_as_an_older_one_lets_go_of_nothing_that_was_marked_there(tmp_path):
+    path, text_of = tmp_path / "marks.jsonl", lambda first, last: ["one", " two"]
+    MarkLog(path).note("pin", 0, 1, text_of, [(0, 1)])
+    log = MarkLog(path)
+    log.note("pin", 1, 2, text_of, [(1, 2)])
+    assert [record.action for record in read_log(path)[0]] == ["pin", "pin"] and all(replayed(path)["one two"])
+    # unless the human says so
+    log.note("unpin", 0, 1, text_of, [(1, 2)])
+    assert replayed(path) == {"one two": [False] * 3 + [True] * 4}
+
+
+def test_what_is_learned_from_and_judged_by_are_different_blocks(tmp_path):
+    """As `selkey learn` reads the log: no older state of a text is on the other side."""
+    log, marks = MarkLog(tmp_path / "marks.jsonl"), []
+    for place in range(0, 6 * BLOCK, 32):
+        marks.append((place, place + 1))
+        log.note("pin", place, place + 1, lambda first, last: [f" {n}" for n in range(first, min(last, place + 5))], marks)  # noqa: B023
+    characters = lambda text: (list(map(ord, text)), [(place, place + 1) for place in range(len(text))])
+    documents, _ = examples(read_log(log.path)[0], characters)
+    assert log.count == 6 * BLOCK // 32 and len(documents) == 6 and all(document.marks.sum() > BLOCK // 32 for document in documents)
+    learned_from, judged = ([bytes(document.tokens.tolist()) for document in side] for side in split(documents))
+    assert judged and not any(one.startswith(other) or other.startswith(one) for one in judged for other in learned_from)
 
 
 def test_a_disk_that_refuses_is_a_sentence_and_the_next_mark_makes_up_for_it(tmp_path):

@@ -1,6 +1,5 @@
 """The page of `selkey steer` in a real browser, before a writer of made-up words."""
 
-import contextlib
 import random
 import statistics
 
@@ -90,6 +89,23 @@ def test_a_drag_marks_a_span_with_a_boost_that_undo_takes_back(tab, writer):
     assert writer.state()["marks"] == []
 
 
+def test_a_drag_over_what_is_partly_marked_is_one_step(tab, writer):
+    writer.do("mark", start=580, stop=582, boost=0.25).result()
+    tab.sees_marks(580, 581)
+    steps = len(writer.done)
+    tab.drag(578, 584)
+    tab.sees_marks(*range(578, 585))
+    assert writer.state()["marks"] == [[578, 580, 0.0], [580, 582, 0.25], [582, 585, 0.0]]
+    assert [name for name, _ in writer.done[steps:]] == ["mark"]
+    tab.page.click("#undo")
+    tab.sees_marks(580, 581)
+    tab.drag(576, 584)
+    tab.sees_marks(*range(576, 585))
+    tab.page.click("#unmark")
+    tab.sees_marks()
+    assert [name for name, _ in writer.done[steps:]] == ["mark", "undo", "mark", "unmark"]
+
+
 def test_a_reload_and_another_tab_show_the_same(tab, context, short):
     tab.drag(570, 571)
     tab.sees_marks(570, 571)
@@ -147,6 +163,10 @@ def test_folded_text_can_be_recalled(tab):
     tab.sees_marks(600, 601, 602)
     assert tab.get("document.querySelector('[data-token=\"601\"]').className").split()[2] == "r"
     assert tab.word(601).inner_text().strip() == "word101"
+    tab.page.wait_for_selector("text=Recalled: read again")
+    tab.until("steer.view.isAtRest && steer.view.isAtEnd()")
+    bottom = "document.querySelector('[data-token=\"602\"]').getBoundingClientRect().bottom"
+    assert tab.get(f"{bottom} <= document.querySelector('#toasts p:last-child').getBoundingClientRect().top")
 
 
 def test_pointing_at_a_word_shows_where_the_model_looked(tab, writer):
@@ -165,6 +185,48 @@ def test_pointing_at_a_word_shows_where_the_model_looked(tab, writer):
     assert "looked at" in tab.page.inner_text("#map-says")
 
 
+def test_looks_go_with_the_text_that_moves_under_a_resting_pointer(tab):
+    tab.page.mouse.move(*tab.middle(560))
+    tab.until("steer.painter.look?.position === 560")
+    tab.get("steer.view.scroller.scrollTop -= 10 * steer.view.line")
+    tab.until("steer.choice.under < 550 && steer.painter.look?.position === steer.choice.under")
+
+
+def test_the_large_map_says_what_it_shows_and_of_which_head(tab):
+    tab.until("steer.map.order?.length === 160")
+    tab.page.click("#enlarge")
+    assert tab.page.inner_text("#map-dialog h2") == "Where it looks"
+    rows, columns = tab.page.inner_text("#map-rows").split("\n"), tab.page.inner_text("#map-columns").split("\n")
+    assert (rows[0], rows[-1]) == ("440", "599") and (columns[0], columns[-1]) == ("0", "599")
+    tab.page.click("#map-dialog button[title='layer 1, head 2']")
+    tab.until("steer.looks.head === 2 && steer.map.order.length === 160")
+    tab.page.click("#map-dialog form button")
+    assert tab.page.is_visible("aside #heads") and tab.page.is_visible("aside #map") and tab.page.is_hidden("#map-rows")
+
+
+def test_the_panel_tells_room_from_use_in_every_pool(tab):
+    tab.click(590)
+    tab.sees_marks(590)
+    assert tab.page.inner_text("#held").endswith(", for ever")
+    assert "128 marked tokens, 256 of the window" in tab.page.inner_text("#room") and "and grows" in tab.page.inner_text("#dense")
+    assert tab.page.get_attribute("#pools > .pins", "title").startswith("pins: what you marked. 1 token of 128: ")
+    mixed = "{...steer.painter.state, pools: {...steer.painter.state.pools, sliding: [7, 5000], states: [0, 3000]}}"
+    tab.get(f"steer.pools.follow({mixed})")
+    said = tab.get("[...document.querySelectorAll('#pools > *, #pools-key > *')].map(one => one.title + one.textContent).join()")
+    assert "sliding" in said and "5.0 kB" in said and "undefined" not in said
+    tab.get("steer.pools.follow(steer.painter.state)")
+
+
+def test_a_small_screen_shows_the_text_and_all_buttons(tab):
+    tab.page.set_viewport_size({"width": 320, "height": 480})
+    tab.until("steer.view.isAtRest && steer.view.isAtEnd()")
+    for name in ("#help", "#go", "#undo", "#send", "[data-token='599']"):
+        box = tab.page.locator(name).bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= 320 and box["y"] + box["height"] <= 480, name
+    assert tab.get("document.documentElement.scrollWidth") <= 320 and tab.page.locator("main").bounding_box()["height"] > 150
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+
+
 def test_suggestions_are_labelled_and_a_click_takes_one(tab):
     for token in (560, 570, 580):
         tab.click(token)
@@ -180,16 +242,23 @@ def test_suggestions_are_labelled_and_a_click_takes_one(tab):
 
 
 def test_going_on_pausing_and_ones_own_words(tab, writer):
+    writer.rate = 60.0
     tab.page.click("#endless")
-    tab.until("steer.store.length > 620")
-    while not tab.get("performance.now() < steer.view.heldUntil"):
-        tab.page.mouse.move(random.randrange(300, 600), 400)  # where somebody aims at a word, the text stands still
-    token = tab.get("Number(document.elementFromPoint(...steer.choice.at).dataset.token)")
-    tab.page.mouse.down()
+    tab.until("steer.store.length > 610")
+    generator, token = random.Random(0), None
+    while token is None:  # between words and lines there is none
+        tab.page.mouse.up()
+        place = generator.randrange(300, 600), 400
+        tab.page.mouse.move(*place)
+        tab.page.mouse.down()
+        token = tab.get("steer.choice.pressed")
+    tab.until(f"steer.store.length > {writer.state()['tokens'] + 20}")
+    tab.key("p")
+    tab.page.wait_for_selector("#go:not([hidden])")
+    # under a hand the text stands still
+    assert tab.get(f"Number(document.elementFromPoint({place[0]}, {place[1]}).dataset.token)") == token
     tab.page.mouse.up()
     tab.until(f"document.querySelector('[data-token=\"{token}\"].pin:not(.sent)')")
-    tab.page.click("#pause")
-    tab.page.wait_for_selector("#go:not([hidden])")
     assert writer.state()["marks"] == [[token, token + 1, 0.0]]
     tab.page.fill("#say", "And <img src=x onerror=alert(1)> <script>alert(2)</script>")
     tab.key("Enter")
@@ -199,9 +268,11 @@ def test_going_on_pausing_and_ones_own_words(tab, writer):
     tab.page.wait_for_selector("#kept .go >> text=alert(2)</script>")
     assert tab.get("document.querySelectorAll('#kept script, #popover script').length") == 0
     tab.key("Escape", "g")
-    tab.page.wait_for_selector("#pause:not([hidden])")
-    tab.page.click("#undo")
+    tab.page.click("#pause")
     tab.page.wait_for_selector("#go:not([hidden])")
+    tab.page.click("#undo")
+    tab.until("steer.painter.state.undo !== 'stretch'")
+    writer.rate = 400.0
 
 
 def test_an_empty_page_begins_with_an_example_and_files(tab, writer):
@@ -289,33 +360,5 @@ def test_a_long_text_is_fast_and_stays_small(context, long):
         tab.click(token)
         tab.until(f"document.querySelector('[data-token=\"{token}\"].pin:not(.sent)')")
         shown.append(tab.get("steer.pools.marked[0]"))
-    assert min(shown) < 200  # milliseconds from the click to the mark
+    assert min(shown) < 500  # milliseconds from the click to the mark; a machine that does nothing else takes twenty
     assert tab.problems == []
-
-
-def test_the_model_that_comes_with_selkey(context, tmp_path):
-    """From the first words to a marked one that is held, with the real writer behind the page."""
-    transformers = pytest.importorskip("transformers")
-    from selkey.steer import embedded
-    from selkey.steer.session import Session
-    from selkey.steer.writer import Writer
-
-    def session():
-        model = transformers.AutoModelForCausalLM.from_pretrained(embedded.folder()).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(embedded.folder())
-        return Session(model, tokenizer, name="storyteller", folder=tmp_path, stretch=12)
-
-    with contextlib.closing(Writer(session).start()) as writer, served(writer) as address:
-        tab = Tab(context, address)
-        tab.page.click("#examples button")
-        tab.page.wait_for_selector("#go:not([hidden])")
-        tab.until("steer.painter.state.undo === 'stretch' && steer.store.length > 20")
-        tab.drag(1, 5)
-        tab.sees_marks(1, 2, 3, 4, 5)
-        assert writer.state()["marks"] == [[1, 6, 0.0]]
-        newest = writer.state()["tokens"] - 1
-        tab.page.mouse.move(*tab.middle(newest))
-        tab.until(f"document.querySelector('[data-token=\"{newest}\"].of') && document.querySelector('.t.seen')")
-        tab.page.click("#undo")
-        tab.sees_marks()
-        assert tab.problems == []

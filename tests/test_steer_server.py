@@ -74,6 +74,9 @@ def test_what_can_be_asked(client, writer):
 def test_what_can_be_told(client, writer):
     epoch = writer.state()["epoch"]
     assert told(client, "mark", start=590, stop=594, boost=0.25, epoch=epoch)["state"]["marks"] == [[590, 594, 0.25]]
+    told(client, "mark", start=588, stop=596, boost=0.5, new_only=True, epoch=epoch)
+    assert [mark[2] for mark in writer.state()["marks"]] == [0.5, 0.25, 0.5] and told(client, "undo")
+    assert refused(client, 400, "mark", start=590, stop=594, new_only=1, epoch=epoch) == "new_only must be true or false; got 1"
     assert told(client, "unmark", start=591, stop=592, epoch=epoch)["state"]["marked_tokens"] == 3
     assert told(client, "recall", start=20, stop=24, epoch=epoch)["result"] == {"start": 600, "stop": 604}
     assert told(client, "read", text="Ünd 東京 \0 \u2028")["state"]["tokens"] == 608
@@ -94,7 +97,7 @@ def test_what_the_writer_refuses_comes_back_as_its_sentence(client, writer):
     assert "look again" in refused(client, 409, "mark", start=590, stop=592, epoch="other")
     assert refused(client, 400, "mark", start=590, stop=592) == "epoch is missing"
     assert "nothing to undo" in refused(client, 409, "undo")
-    assert "no memory" in refused(client, 409, "load", name="none")
+    assert "no memory" in refused(client, 404, "load", name="none")
     found = client.get("/api/look", params={"position": 600})
     assert found.status_code == 409 and "600" in found.json()["error"]
     assert client.get("/api/look", params={"position": 5, "layer": 99}).status_code == 400

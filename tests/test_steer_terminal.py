@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 from selkey.steer.terminal import Terminal
 from selkey.steer.terminal_dialogs import Choice, Help
 from selkey.steer.terminal_lines import Window, shown, wrapped
+from selkey.steer.terminal_panel import POOLS
 
 pytestmark = pytest.mark.clean_memory
 
@@ -44,7 +45,7 @@ def in_terminal(tmp_path, act, size=(100, 24), writer=None, **made):
 
 
 async def until_true(app, condition):
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -118,6 +119,13 @@ def test_marks_spans_boost_and_undo(tmp_path):
         await until(lambda: marks() == [[297, 298, 0.1]])
         await press("u")
         await until(lambda: marks() == [[295, 298, 0.1]] and "taken back: unmark 295–297" in said(app))
+        # a boost is of one mark, and stays when more is marked beside it
+        await press("left", "left", "left", "left", "left", "plus")
+        await until(lambda: "a boost is of a mark" in said(app))
+        await press("v", *["right"] * 5, "m")
+        await until(lambda: marks() == [[291, 295, 0.0], [295, 298, 0.1]])
+        await press("u")
+        await until(lambda: marks() == [[295, 298, 0.1]])
         # what has been folded is recalled
         await press("home", *["right"] * 9, "m")
         await until(lambda: "recall it" in said(app) and app._said.has_class("wrong"))
@@ -195,12 +203,29 @@ def test_where_the_model_looked_and_what_is_suggested(tmp_path):
         await until(lambda: len(app._text.suggested) > 2 and "it finds 71 %" in panel())
         first, second = (span[0] for span in app._text.suggested[:2])
         await press("a", "a")
-        await until(lambda: writer.done[-1] == ("mark", {"start": first, "stop": first + 2, "boost": 0.0}))
+        await until(lambda: writer.done[-1] == ("mark", {"start": first, "stop": first + 2, "boost": 0.0, "new_only": True}))
         app._text.point(first + 2)
         await press("a")
         await until(lambda: app._text.cursor == second)
 
     in_terminal(tmp_path, act, tokens=400)
+
+
+def test_the_token_that_begins_a_text_has_a_name_and_is_not_marked(tmp_path):
+    writer = FakeWriter(tmp_path, tokens=8)
+    writer._pieces[0] = ""
+    writer.look = lambda position, layer, head: {
+        "position": position, "layer": None, "head": None, "pools": dict.fromkeys(POOLS, 0.2), "tokens": [[0, 0.9]], "folds": [],
+    }  # fmt: skip
+
+    async def act(app, writer, press, until):
+        panel = lambda: "\n".join("".join(segment.text for segment in line) for line in app.console.render_lines(app._panel.content))
+        await press("t")
+        await until(lambda: "(start)  (0)" in panel() and "0 records in" in panel())
+        await press("home", "left", "m")
+        await until(lambda: writer.state()["marks"] == [[1, 2, 0.0]] and "1 record in" in panel())
+
+    in_terminal(tmp_path, act, writer=writer)
 
 
 def test_the_mouse_marks_and_a_narrow_terminal_shows_the_text_alone(tmp_path):

@@ -7,10 +7,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from selkey.bench import small_world  # noqa: E402
 from selkey.steer.session import Refused, Session  # noqa: E402
 from selkey.steer.writer import Writer  # noqa: E402
-
-from selkey.bench import small_world  # noqa: E402
 
 POOLS = dict(sinks=2, pins=12, window=32, keep=0, folds=4)
 
@@ -67,6 +66,13 @@ def test_it_obeys_while_it_writes_without_end(writer):
     assert writer.look(writer.state()["look_stop"] - 1)["tokens"] and writer.map(0, 10**6)["rows"]
     writer.do("pause").result(30)
     tokens = writer.state()["tokens"]
+    # of words that were read between, nothing is known
+    middle = writer.do("read", text="Clara: crown.").result(30)
+    writer.do("go", tokens=2).result(30)
+    until(lambda: not writer.state()["writing"])
+    rows = [position for position, _ in writer.map(middle["start"] - 2, 10**6)["rows"]]
+    assert rows == [middle["start"] - 2, middle["start"] - 1, middle["stop"], middle["stop"] + 1]
+    assert writer.do("undo").result(30) == "stretch" and writer.do("undo").result(30) == "words"
     assert not writer.state()["writing"] and versions == sorted(set(versions))
     stop_listening()
     heard = len(versions)
@@ -103,6 +109,11 @@ def test_a_model_that_fails_stops_the_writing_and_loses_nothing(writer):
     until(lambda: not writer.state()["writing"])
     assert writer.state()["error"] == "the model stopped: division by zero" and writer.state()["tokens"] == 5
     session.step = step
+    # what is said stays, whatever else is done, until it goes on
+    writer._advised()
+    writer.do("settings", temperature=0.5).result(30)
+    writer.do("mark", start=1, stop=2).result(30)
+    assert writer.state()["error"] == "the model stopped: division by zero"
     writer.do("go", tokens=1).result(30)
     until(lambda: writer.state()["tokens"] == 6)
     assert writer.state()["error"] is None

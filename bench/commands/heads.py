@@ -27,10 +27,16 @@ def heads(text, name, out, ks, layer, head, queries, device, as_json):
     pattern (token before, same token, what followed it, …), what the model loses without it and what a list of k keys would keep of it;
     writes pictures and one HTML page. Nothing is downloaded. Memory grows with the text, not with its square.
     """
+    from selkey.bench import heads_setup
+
+    try:
+        content, source = heads_setup.text_of(text)
+    except ValueError as problem:
+        raise click.UsageError(str(problem)) from None
     from rich.console import Console
 
     from selkey.bench import heads_report as report
-    from selkey.bench import heads_setup, progress
+    from selkey.bench import progress
     from selkey.bench.plots import heads as pictures
     from selkey.heads import reading
     from selkey.hf import support
@@ -40,8 +46,10 @@ def heads(text, name, out, ks, layer, head, queries, device, as_json):
     if max(ks) > 4096:
         raise click.UsageError(f"--k: lists of at most 4096 keys; got {max(ks)}")
     try:
-        content, source = heads_setup.text_of(text)
         report.check_target(out / report.PAGE)
+        for path in pictures.paths(out, layer, head).values():
+            for one in (path, path.with_suffix(".dark.png")):
+                report.check_target(one, "picture", pictures.MARK)
         support.check_transformers()
         model, tokenizer, called = heads_setup.model_of(name, chosen_device(device))
         _check_zoom(model, layer, head)
@@ -87,11 +95,12 @@ def _write(found, called, source, out, layer, head, report, pictures):
     title = f"{called} on {source}"
     note = f"{len(found.text.ids):,} tokens, looked from {len(found.rows):,}"
     figures = pictures.figures(found, title, note)
+    paths = pictures.paths(out, layer, head)
     if layer is not None:
-        figures[f"layer{layer}" + ("" if head is None else f"_head{head}")] = pictures.zoom(found, layer, head, title, note)
+        figures[list(paths)[-1]] = pictures.zoom(found, layer, head, title, note)
     out.mkdir(parents=True, exist_ok=True)
     page = report.write(report.page(found, called, source, layer, head), out / report.PAGE)
-    return [page, *(pictures.save(figure, out / f"heads_{name}.png") for name, figure in figures.items())]
+    return [page, *(path for name, figure in figures.items() for path in pictures.save(figure, paths[name]))]
 
 
 def _show_links(links):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import re
 import secrets
 import signal
 import threading
@@ -69,12 +70,17 @@ def steer(model_folder, folder, load, prompt, prompt_file, host, port, no_browse
         raise click.UsageError(f"the prompt has {len(words):,} characters, of {LONGEST:,} at most: say the rest later")
     if load is not None:
         _check_memory(folder, load)
+    # what takes no time is checked before the model is loaded
+    _check_log(folder)
+    host, port = host or _HOST, _PORT if port is None else port
+    if not tui:
+        _check_address(host, port)
     writer = _writer(model_folder, folder, chosen_device(device), asked)
     try:
         with _signals():
             writer.start()
             _begin(writer, load, words)
-            _show(writer, tui, host or _HOST, _PORT if port is None else port, no_browser)
+            _show(writer, tui, host, port, no_browser)
     except KeyboardInterrupt:
         pass
     finally:
@@ -113,6 +119,25 @@ def _check_memory(folder, name):
         raise click.UsageError(f"--load: there is no text {name} in {folder}; there is {there}")
 
 
+def _check_log(folder):
+    from selkey.steer.mark_log import MarkLog
+    from selkey.steer.session import LOG
+
+    try:
+        MarkLog(folder / LOG)
+    except (ValueError, OSError) as problem:
+        raise click.ClickException(f"{folder / LOG} is no log of marks: move it away, or give another --folder. {problem}") from None
+
+
+def _check_address(host, port):
+    from selkey.steer import server
+
+    try:
+        server.bound(host, port).close()
+    except OSError as problem:
+        raise click.ClickException(_reason(problem, host, port)) from None
+
+
 def _writer(model_folder, folder, device, asked):
     """A `Writer`, not started; its thread loads the model."""
     from selkey.steer import embedded
@@ -125,10 +150,15 @@ def _writer(model_folder, folder, device, asked):
     def make():
         from selkey.bench import generation_setup
         from selkey.hf import support
+        from selkey.steer import fitting
         from selkey.steer.session import Session
 
         support.check_transformers()
-        model, tokenizer = generation_setup.load(source, device)
+        try:
+            model, tokenizer = generation_setup.load(source, device)
+        except ValueError as problem:
+            kind = re.search(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>", str(problem))
+            raise (fitting.misfit(source.resolve().name, f"its configuration is a {kind[1]}") if kind else problem) from None
         return Session(model, tokenizer, name=source.resolve().name, folder=folder, **asked)
 
     return Writer(make)

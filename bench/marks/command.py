@@ -24,7 +24,13 @@ def marks(chosen, seeds, seed, workers, out, quick, plots):
     Texts stream through a BoundedCache, up to 500 times as long as what the model was trained on, with facts spread over all of them; at
     the end some are asked for. Data: "recall", a small model that is trained here to answer questions about its context; "stories", the
     embedded storyteller. Of the stories also the loss, and bytes and time of a token against the length.
+
+    Asked is nothing but what the reader cares about, and marks: of "recall" half of the pairs, of "stories" all that is told of where
+    things lie. What marks are worth to somebody who marks the wrong things is not measured. The oracle pins what will be asked and leaves
+    its other slots empty.
     """
+    from concurrent.futures.process import BrokenProcessPool
+
     from selkey.bench import machine
     from selkey.bench.marks import report
     from selkey.bench.marks.run import QUICK, TEXTS, Plan, run
@@ -35,5 +41,12 @@ def marks(chosen, seeds, seed, workers, out, quick, plots):
     plan = Plan(
         environment, {data: texts[data] for data in chosen or _DATA}, seeds=seeds or (1 if quick else 3), seed=seed,
         decoded=8 if quick else 24, workers=environment["cores"] if workers is None else workers, invocation=invocation(),
+        quick=quick,
     )  # fmt: skip
-    record(lambda writer, watch: run(plan, writer, watch), report.show, out, environment=environment, plots=plots)
+    try:
+        record(lambda writer, watch: run(plan, writer, watch), report.show, out, environment=environment, plots=plots)
+    except BrokenProcessPool:
+        raise click.ClickException(
+            "a worker process did not start, or was ended, perhaps for want of memory; what was measured before is kept. With --workers 0 "
+            "all is done in one process"
+        ) from None

@@ -18,7 +18,7 @@ from selkey.selection.learn import fit
 TRAINED = RecallTask().length
 TASK = RecallTask(pairs=24)
 ASKED = 6
-SIZES = {"sinks": 1, "pins": 18, "window": 48, "keep": 0, "folds": 0}
+SIZES = {"sinks": 1, "pins": 18, "window": 48, "keep": 0, "folds": 0, "fold_tokens": TRAINED - 49}
 FOLDS = 8
 PIECE = 16
 CHANCE = 1 / TASK.values

@@ -8,7 +8,7 @@ from selkey.bench.marks import flat, run
 
 _LEGEND = (
     "Right answers with Wilson's 95 % interval; below: cross-entropy of a token of the answers, then (stories) of a token of the text, "
-    "its second half."
+    "its second half. Asked is only what the reader cares about and marks; the oracle pins what will be asked and nothing else."
 )
 
 

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import pickle
 import signal
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -42,6 +43,7 @@ class Plan:
         decoded: tokens that are timed one by one at each length of the stories; 0: nothing is timed.
         workers: processes; 0: all is done in this one.
         invocation: what the user typed.
+        quick: texts and decoded are those of --quick.
     """
 
     environment: dict
@@ -52,6 +54,7 @@ class Plan:
     decoded: int = 24
     workers: int = 0
     invocation: str = ""
+    quick: bool = False
 
     @property
     def all_seeds(self):
@@ -81,6 +84,9 @@ def run(plan, writer, watch):
         plan: `Plan`.
         writer: `selkey.bench.records.Writer`.
         watch: function(what is being done, cases done, cases, share of the work done).
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a worker did not start, or was ended from outside.
     """
     _Run(plan, writer, watch).measure()
 
@@ -126,6 +132,7 @@ class _Run:
 
     def _write(self, case, impl, state, reason, **blocks):
         command = f"selkey bench marks --data {case['data']} --seed {self.plan.seed} --seeds {self.plan.seeds}"
+        command += " --quick" if self.plan.quick else ""
         known = {
             "schema_version": records.SCHEMA_VERSION, "run": self.block | {"cmd": command}, "env": self.plan.environment, "case": case,
             "impl": impl | {"version": metadata.version("selkey")}, "status": {"state": state, "reason": reason}, "origin": "measured",
@@ -139,8 +146,18 @@ def _workers(count):
     if not count:
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(count, _begin) as pool:
-        yield pool.imap
+    others = set(multiprocessing.active_children())
+    # a worker that does not start breaks it; a multiprocessing.Pool would start another one for ever
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
+    try:
+        yield pool.map
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def _begin():

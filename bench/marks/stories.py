@@ -1,4 +1,4 @@
-"""The embedded storyteller, which was trained on 512 tokens, on stories of any length, and what it is asked for at their end.
+"""The embedded storyteller, on stories of any length, and what it is asked for at their end.
 
 The reader cares where things lie. A story tells that of ten things, wherever it is long, and never comes back to them; pins are there for
 about seven, and six are asked for. All else that is told (trades, homes, wishes, words, pets) returns while it is fresh.
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 import selkey
 from selkey.bench.marks.contestants import Fact
 from selkey.bench.marks.streams import Text
+from selkey.bench.storyteller.model import LENGTH as TRAINED
 from selkey.bench.storyteller.train import REMEMBERED, Encoder
 from selkey.bench.storyteller.world import World
 from selkey.selection.learn import fit
 
 FACTS, ASKED, KIND = 10, 6, "place"
-TRAINED = 512
-SIZES = {"sinks": 1, "pins": 64, "window": 96, "keep": 0, "folds": 0}
+SIZES = {"sinks": 1, "pins": 64, "window": 96, "keep": 0, "folds": 0, "fold_tokens": TRAINED - 97}
 FOLDS = 16
 PIECE = 32
 # share of the sentences that have nothing to do with a fact, and sentences after which a fact is no longer fresh
@@ -143,7 +143,7 @@ class Stories:
     def estimate(self, sizes, batch=1):
         """Bytes that so many stories hold."""
         config = storyteller()[0].config
-        arguments = sizes | {"dtype": torch.float32, "rope": selkey.RoPE((1.0,) * (config.head_dim // 2), TRAINED)}
+        arguments = sizes | {"dtype": torch.float32, "rope": selkey.RoPE((1.0,) * (config.head_dim // 2), config.max_position_embeddings)}
         return config.num_hidden_layers * selkey.BoundedCache.estimate(batch, config.num_key_value_heads, config.head_dim, **arguments)
 
     def dense(self, texts):

@@ -1,9 +1,10 @@
 """Pictures of what attention heads look at: maps, scores, similarity, what lists keep, and one head from near."""
 
 import io
+import re
 
 import numpy as np
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import CenteredNorm, PowerNorm
 from matplotlib.figure import Figure
 
 from selkey.bench import records
@@ -23,6 +24,16 @@ _SCORES = (
     ("importance", "importance", "{:.2f}"), ("not_seen", "share outside of the lists shown", "{:.2f}"),
 )  # fmt: skip
 _TOKENS = 48
+# in every picture, so that no other one is overwritten
+MARK = b"selkey heads"
+
+
+def paths(folder, layer=None, head=None):
+    """Name of a figure → path of its light picture."""
+    names = ["maps", "scores", "redundancy", "kept"]
+    if layer is not None:
+        names.append(f"layer{layer}" + ("" if head is None else f"_head{head}"))
+    return {name: folder / f"heads_{name}.png" for name in names}
 
 
 def figures(reading, title, note):
@@ -76,7 +87,10 @@ def score_table(reading, title, note):
         cells = np.full((len(layers), columns), np.nan)
         for line, numbers in enumerate(layers.values()):
             cells[line, : len(numbers)] = [np.nan if reading.scores[one][name] is None else reading.scores[one][name] for one in numbers]
-        image = axis.imshow(np.ma.masked_invalid(cells), cmap="viridis", aspect="auto", label=name)
+        # above and below 0 are different things
+        is_signed = name == "importance" and reading.importance == "loss"
+        look = {"cmap": "RdBu_r", "norm": CenteredNorm(0)} if is_signed else {"cmap": "viridis"}
+        image = axis.imshow(np.ma.masked_invalid(cells), aspect="auto", label=name, **look)
         axis.grid(False)
         axis.tick_params(length=0)
         axis.set_xticks(range(0, columns, 1 if columns <= 16 else 4))
@@ -87,7 +101,7 @@ def score_table(reading, title, note):
             if not np.isnan(value):
                 ground = image.cmap(image.norm(value))
                 colour = max(("white", style.INK), key=lambda one, ground=ground: dark.contrast(one, ground))
-                axis.text(column, line, form.format(value).replace("0.", "."), ha="center", va="center", fontsize=7, color=colour)
+                axis.text(column, line, re.sub(r"^(-?)0\.", r"\1.", form.format(value)), ha="center", va="center", fontsize=7, color=colour)
     return drawn
 
 
@@ -166,20 +180,23 @@ def zoom(reading, layer, head, title, note):
 
 
 def save(figure, path):
-    """Write PATH.png and PATH.dark.png; the figure is dark afterwards.
+    """Write a picture and its dark one; the figure is dark afterwards.
+
+    Args:
+        path: one of `paths`.
 
     Returns:
-        path of the light one.
+        both paths.
     """
-    path = path.with_suffix(".png")
-    for number, target in enumerate((path, path.with_suffix(".dark.png"))):
+    targets = [path, path.with_suffix(".dark.png")]
+    for number, target in enumerate(targets):
         if number:
             dark.recolour(figure)
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", facecolor=figure.get_facecolor())
+        figure.savefig(picture, format="png", facecolor=figure.get_facecolor(), metadata={"Software": MARK.decode()})
         with records.whole_file(target) as draft:
             draft.write_bytes(picture.getvalue())
-    return path
+    return targets
 
 
 def _layers(reading):

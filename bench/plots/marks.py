@@ -32,7 +32,8 @@ def draw(rows):
     legend = 0.0 if is_whole else 2.7
     figure, axes = style.figure(
         rows, title, headings, columns=columns, width=4.1 * columns + legend, height=4.4 if len(panels) <= columns else 7.6, legend=legend,
-        note="bars: of right answers their 95 % interval, of losses the range of the seeds",
+        note="bars: of right answers their 95 % interval, of losses the range of the seeds; "
+        "asked is only what the reader cares about and marks",
     )  # fmt: skip
     for axis, (data, name) in zip(axes, panels, strict=True):
         here = _of(rows, data, name)

@@ -12,8 +12,10 @@ import torch
 from selkey.bench.storyteller.words import CONSONANTS, VOWELS
 from selkey.bench.storyteller.world import World, bare
 
+# two lengths: the longest texts of the training have LENGTH tokens, and distances up to that do occur, but those near it are few. The
+# config says REACH (max_position_embeddings), of which there were many: what is farther is moved nearer by a bounded cache, and other
+# programs, `selkey heads` too, take it for the length that the model was made for
 LENGTH = 512
-# what is farther is moved nearer by a bounded cache: distances of which the training had many
 REACH = 384
 START = "<s>"
 _WIDTH, _INNER, _LAYERS, _HEADS, _HEAD_DIM, _THETA = 160, 448, 3, 5, 32, 1e6

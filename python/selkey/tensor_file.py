@@ -40,7 +40,7 @@ def write(path, kind, tensors, description):
     """Write tensors and a description (what JSON can say) to `path`; until all is on the disk, what was there stays.
 
     Raises:
-        OSError, SafetensorError: the file cannot be written; nothing has changed then.
+        OSError: the file cannot be written, as on a full disk; nothing has changed then.
     """
     path = os.path.realpath(path)
     temporary = _new_file_beside(path)
@@ -48,7 +48,10 @@ def write(path, kind, tensors, description):
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(description)
         metadata = {"format": kind.format, "version": kind.version, kind.field: text, "sha256": checksum(text, tensors, tensors.get)}
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         os.chmod(temporary, _mode_of(path))
         _flush(temporary)
         os.replace(temporary, path)

@@ -36,7 +36,8 @@ class Reading:
             that were looked at; NaN in rows without one.
         scores: one dict a head: layer, head, label, what `scores.Sums.means` and `keeps.Kept.means` give, ``not_seen`` (share of the
             attention outside of the V keys), importance.
-        similar: ``[H, H]``; order, groups: of `redundancy.order`, numbers of heads; together: keys taken together for it.
+        similar: ``[H, H]``; order, groups: of `redundancy.order`, numbers of heads; compared: tokens from which heads were compared;
+            together: keys taken together for it.
         importance: "loss" or "hidden", see `ablation.importance`; loss: with all heads, or None; tried: tokens it was tried on.
         ks: the k asked for.
     """
@@ -52,6 +53,7 @@ class Reading:
     similar: object = None
     order: list = field(default_factory=list)
     groups: list = field(default_factory=list)
+    compared: int = 0
     together: int = 1
     importance: str = "loss"
     loss: float | None = None
@@ -129,10 +131,10 @@ class _Looker:
         config = model.config.get_text_config()
         heads = getattr(config, "num_hidden_layers", 1) * getattr(config, "num_attention_heads", 1)
         self._longest = max(stop - start for start, stop in text.spans)
-        probes, self._groups = redundancy.sizes(heads, self._longest)
-        self._probed = torch.zeros(len(text.ids), dtype=torch.bool, device=device)
         asking = rows[~text.special[rows]]
-        self._probed[asking[torch.linspace(0, len(asking) - 1, min(probes, len(asking))).long()]] = True
+        probes, self._groups = redundancy.sizes(heads, self._longest, len(asking))
+        self._probed = torch.zeros(len(text.ids), dtype=torch.bool, device=device)
+        self._probed[asking[torch.linspace(0, len(asking) - 1, probes).long()]] = True
         self._layers = {}
 
     def begin(self, span, start, stop):
@@ -178,7 +180,10 @@ class _Looker:
             row |= {"layer": layer, "head": head, "label": scores.label(row), "not_seen": max(0.0, float(missed))}
         maps = torch.cat([self._layers[number].map() for number in numbers])
         together = -(-self._longest // self._groups)
-        return Reading(self._text, self.is_causal, heads, self._rows, keys, shares, maps, rows, ks=self._ks, together=together)
+        compared = int(self._probed.sum())
+        return Reading(
+            self._text, self.is_causal, heads, self._rows, keys, shares, maps, rows, compared=compared, together=together, ks=self._ks,
+        )  # fmt: skip
 
     def probes(self):
         """Shares of the queries that similarity is measured on: ``[P, H, M]``."""

@@ -9,17 +9,18 @@ import math
 import numpy as np
 import torch
 
-# queries that heads are compared on
-PROBES, _FEW, _MANY_HEADS = 64, 16, 256
+# queries that heads are compared on: all of a short text, if that is fast; otherwise so many, spread evenly
+_SHORT, PROBES, _FEW, _MANY_HEADS = 256, 64, 16, 256
 ALIKE = 0.8
 # logarithms in all and at once
 _IN_ALL, _AT_ONCE, _FEWEST = 1 << 29, 1 << 22, 256
 
 
-def sizes(heads, keys):
-    """(queries, groups of keys) that so many heads are compared on; as many groups as keys means an exact comparison."""
-    queries = PROBES if heads <= _MANY_HEADS else _FEW
-    return queries, min(keys, max(_FEWEST, _IN_ALL // (queries * heads**2)))
+def sizes(heads, keys, queries):
+    """(queries, groups of keys) that so many heads are compared on, of so many; as many groups as keys means an exact comparison."""
+    if queries > _SHORT or queries * heads**2 * keys > _IN_ALL:
+        queries = min(queries, PROBES if heads <= _MANY_HEADS else _FEW)
+    return queries, min(keys, max(_FEWEST, _IN_ALL // (max(1, queries) * heads**2)))
 
 
 def similarity(shares):

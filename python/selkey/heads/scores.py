@@ -31,7 +31,7 @@ NAMES = ("entropy", "distance", "confidence", *PATTERNS, "spread", "duplicate_ch
 NEAR = 4
 NAMED_FROM, TIMES_CHANCE, LOCAL_FROM, BROAD_FROM = 0.3, 3, 0.5, 1 / 3
 LABELS = {
-    "sink": "sink", "previous": "previous token", "next": "next token", "self": "itself", "duplicate": "duplicate",
+    "sink": "sink", "previous": "previous", "next": "next", "self": "itself", "duplicate": "duplicate",
     "induction": "induction", "local": "local", "broad": "broad", "mixed": "mixed",
 }  # fmt: skip
 RULE = (

@@ -10,7 +10,6 @@ tokens came one by one, and exactly that with ``keep=0, folds=0``: see `BoundedC
 
 import copy
 import functools
-import sys
 
 import torch
 from transformers.cache_utils import Cache
@@ -130,8 +129,8 @@ class SelkeyCache(Cache):
         if self.settings.bounded is None:
             raise ValueError(f"window_start is of a SelkeyCache with bounded sizes; in this one of {self.served} every token is held")
         rows = self.full[0].rows if self.full else None
-        # before anything was fed nobody knows how many entries there will be
-        check_batch(batch, sys.maxsize if rows is None else self.full[0].batch_size)
+        # a first entry there will be in any case
+        check_batch(batch, int(batch == 0) if rows is None else self.full[0].batch_size)
         return 0 if rows is None else rows.window_start(batch)
 
     def watch(self, callback):

@@ -25,7 +25,9 @@ class Looks:
     """What `SelkeyCache.watch` says, token by token; constant memory.
 
     Attributes:
-        start, stop: tokens [start, stop) for which it is known where the model looked.
+        start, stop: the first token for which it is known where the model looked, and the one after the last. Of those between that came
+            otherwise than written by the model nothing is known.
+        tokens: {position: what is known}, ascending.
     """
 
     def __init__(self):
@@ -34,6 +36,9 @@ class Looks:
 
     def note(self, layer, entry, view):
         """One layer of the token that is being fed, for `SelkeyCache.watch`."""
+        if layer == 0:
+            # of several tokens that were fed, the last
+            self._layers = []
         share, pool = view.share[0, 0], view.pool[0, 0]  # [HQ, M]
         is_fold = pool == _FOLD
         rows = torch.where(is_fold | (pool < 0), -1.0, share)
@@ -49,22 +54,20 @@ class Looks:
         """What was noted since the last call is where the model looked to write the token at `position`."""
         if not self._layers:
             return
-        if position != self.stop:
-            self.tokens.clear()
-            self.start = position
         self.tokens[position], self.stop = self._layers, position + 1
         nbytes = sum(part.nbytes for layer in self._layers for part in layer)
         self._layers = []
         while len(self.tokens) > max(64, min(1024, _BYTES // nbytes)):
-            del self.tokens[self.start]
-            self.start += 1
+            del self.tokens[next(iter(self.tokens))]
+        self.start = next(iter(self.tokens))
 
     def crop(self, length):
-        """Forget tokens from `length` on."""
+        """Forget tokens from `length` on; the one that is written there next is written from the same place."""
+        self._layers = self.tokens.get(length, [])
         for position in [position for position in self.tokens if position >= length]:
             del self.tokens[position]
-        self.stop = min(self.stop, length)
-        self.start = min(self.start, self.stop)
+        self.stop = next(reversed(self.tokens)) + 1 if self.tokens else 0
+        self.start = next(iter(self.tokens), 0)
 
     def look(self, position, layer, head):
         """See `Session.look`; the token is known."""

@@ -2,7 +2,8 @@
 
 The text is cut into blocks of 256 tokens, each a document of its own, so that a mark in a long text costs a few lines and not the text.
 A record says what a block holds as it stands now and all that is marked in it: the block at the end of the text is still being written,
-and with every token it becomes another document. What was let go is named by a record "unpin".
+and with every token it becomes another document (`selkey.selection.learn.examples` goes by the last one). What was let go is named by a
+record "unpin". Blocks of the same text are one document, in which is marked what is marked in any of them.
 """
 
 import json
@@ -32,11 +33,10 @@ class MarkLog:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.count = 0
-        # text of a document → characters that the log says are marked in it
-        self._marked = {}
-        for record in _records(self.path):
-            self._remember(record)
+        # (first token, text) of a block → characters that were marked in it when it was last noted here; what an older session noted
+        # is its own, though a text of this one may begin with the same words
+        self._said = {}
+        self.count = len(_records(self.path))
 
     def note(self, action, start, stop, text_of, marks, shown=()):
         """Write what was done.
@@ -56,13 +56,16 @@ class MarkLog:
             block = _Block(first, text_of(first, first + BLOCK))
             if not block.text:
                 continue
-            now, before = block.characters(marks), self._marked.get(block.text, frozenset())
+            now, before = block.characters(marks), self._said.get((first, block.text), frozenset())
             # undo, or another memory that was loaded, can have let go more than this action
             gone = (before | block.characters([(start, stop)]) if action == "unpin" else before) - now
+            if gone:
+                gone -= _elsewhere(block, text_of, marks)
             if gone:
                 self._write(block, "unpin", gone, shown)
             if now:
                 self._write(block, "pin", now, shown)
+            self._said[first, block.text] = now
 
     def _write(self, block, action, characters, shown):
         record = Record(
@@ -75,15 +78,7 @@ class MarkLog:
             raise OSError(f"{self.path.name} cannot be written: {problem.strerror or problem}") from None
         except ValueError as problem:
             raise OSError(str(problem)) from None
-        self._remember(record)
-
-    def _remember(self, record):
         self.count += 1
-        if record.text is None or record.unit != "char":
-            return
-        named = {character for start, stop in record.marks for character in range(start, stop)}
-        before = self._marked.get(record.text, frozenset())
-        self._marked[record.text] = before - named if record.action == "unpin" else before | named
 
 
 class _Block:
@@ -109,6 +104,13 @@ class _Block:
             begin, end = self._ends[start - 1] if start else 0, self._ends[stop - 1]
             found.update(range(begin, max(end, min(begin + 1, len(self.text)))))
         return frozenset(found)
+
+
+def _elsewhere(block, text_of, marks):
+    """The characters that are marked in other blocks of the same text."""
+    touched = {first for start, stop, *_ in marks for first in range(start - start % BLOCK, stop, BLOCK)} - {block.first}
+    others = (_Block(first, text_of(first, first + BLOCK)) for first in touched)
+    return frozenset().union(*(other.characters(marks) for other in others if other.text == block.text))
 
 
 def _runs(characters):

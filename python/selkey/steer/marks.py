@@ -11,6 +11,14 @@ def added(marks, start, stop, boost):
     return _joined(sorted([*_cut(marks, start, stop), (start, stop, boost)]))
 
 
+def filled(marks, start, stop, boost):
+    """The marks with what is free of [start, stop): what is marked there already stays as it is, and `boost` is of the rest."""
+    free = difference([(start, stop, boost)], marks)
+    for first, last in free:
+        marks = added(marks, first, last, boost * (last - first) / sum(b - a for a, b in free))
+    return marks
+
+
 def removed(marks, start, stop):
     """The marks without the tokens [start, stop)."""
     return _joined(sorted(_cut(marks, start, stop)))

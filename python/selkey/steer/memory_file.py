@@ -1,17 +1,28 @@
 """The memory of a session in one file: the text and who wrote what, the marks, the cache, and how to go on."""
 
+import copy
 import re
+import secrets
 
 import torch
 
 from selkey import tensor_file
-from selkey.steer.text import Text
+from selkey.steer import marks as spans
+from selkey.steer import state
+from selkey.steer.looks import Looks
+from selkey.steer.pools import POOLS
+from selkey.steer.text import HUMAN, MODEL, RECALLED, Text
+from selkey.steer.undo import History
 
 SUFFIX = ".memory"
 _FILE = tensor_file.Kind("selkey.steer.Session", "1", "session", "selkey steer")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # names that some systems take for devices
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
+
+
+class NoMemory(FileNotFoundError):
+    """There is no memory of this name."""
 
 
 def memories(folder):
@@ -58,29 +69,66 @@ def load(session, name):
     """See `Session.load`; nothing has changed where it raises.
 
     Raises:
-        FileNotFoundError, OSError: there is no such memory, or it cannot be read.
-        ValueError: it is damaged, or of another model.
+        NoMemory, OSError: there is no such memory, or it cannot be read.
+        ValueError: it is damaged, of another model, or not what `save` writes. Its checksum tells no forgery: all of it is looked at.
     """
-    from selkey.hf import SelkeyCache, cache_file
-
     path = path_of(session.folder, name)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no memory {name} in {session.folder}")
+        raise NoMemory(f"there is no memory {name} in {session.folder}")
     with tensor_file.opened(path, _FILE) as (file, description):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    cache = None
-    if description["cache"] is not None:
+    before = dict(vars(session))
+    try:
+        vars(session).update(_found(session, path, tensors, description))
+        # what can be read can be shown, too
+        state.describe(session)
+    except Exception as problem:
+        vars(session).update(before)
+        reason = problem if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"
+        raise ValueError(f"{name} is no memory that can be gone on with here: {reason}") from problem
+
+
+def _found(session, path, tensors, description):
+    """{attribute: value} of the session that was saved."""
+    from selkey.hf import SelkeyCache, cache_file
+
+    def check(what, is_so):
+        if not is_so:
+            raise ValueError(f"its {what} cannot be, selkey steer writes no such thing")
+
+    bounded, marks, model = description["bounded"], description["marks"], session.model
+    ids, by = tensors["session.ids"], tensors["session.by"]
+    rows = model.get_input_embeddings().weight.shape[0]
+    check("pools", all(type(bounded[name]) is int for name in POOLS))
+    check("text", ids.dtype == torch.int64 and by.dtype == torch.uint8 and ids.dim() == 1 and by.shape == ids.shape)
+    check("text", all(0 <= token < rows for token in ids.tolist()) and set(by.tolist()) <= set((HUMAN + MODEL + RECALLED).encode()))
+    check("marks", all(len(mark) == 3 and type(mark[0]) is type(mark[1]) is int and type(mark[2]) in (int, float) for mark in marks))
+    edges = [edge for start, stop, _ in marks for edge in (2 * start, 2 * stop - 1)]
+    check("marks", edges == sorted(edges) and (not marks or (edges[0] >= 0 and edges[-1] < 2 * len(ids))))
+    check("boosts", all(0 <= boost < 1 for *_, boost in marks) and sum(boost for *_, boost in marks) < 1)
+    held, temperature, seed = spans.positions(marks), description["temperature"], description["seed"]
+    check("marks", len(held) <= bounded["pins"])
+    check("temperature", type(temperature) in (int, float) and 0 <= temperature <= 100)
+    check("seed", type(seed) is int and 0 <= seed < 2**64)
+
+    cache, logits = SelkeyCache(model, bounded=bounded, rope=True), None
+    check("cache", (description["cache"] is None) == (len(ids) == 0))
+    if len(ids):
+        settings, layers = cache.settings, len(cache.full)
         own = {name.removeprefix("cache."): tensor for name, tensor in tensors.items() if name.startswith("cache.")}
-        cache = cache_file.rebuilt(SelkeyCache, path.name, own, description["cache"], session.model)
-    text = Text(session.tokenizer)
-    for token, by in zip(tensors["session.ids"].tolist(), bytes(tensors["session.by"].tolist()).decode(), strict=True):
-        text.append(token, by)
-    session.clear()
-    session.bounded = description["bounded"]
-    session.text, session.marks = text, [(int(start), int(stop), float(boost)) for start, stop, boost in description["marks"]]
-    session.sampler.temperature, session.sampler.seed = description["temperature"], description["seed"]
-    session.sampler.generator.set_state(tensors["session.generator"])
-    session.logits = tensors["session.logits"].to(session.model.device) if "session.logits" in tensors else None
-    if cache is not None:
-        session.cache = cache
-        session.cache.watch(session.looks.note)
+        cache = cache_file.rebuilt(SelkeyCache, path.name, own, description["cache"], model)
+        check("cache", cache.settings == settings and [layer.slots.seen for layer in cache.full] == [len(ids)] * layers)
+        check("cache", cache.full[0].batch_size == 1 and cache.pinned() == sorted(held))
+        logits = tensors["session.logits"].to(model.device)
+        check("logits", logits.is_floating_point() and logits.shape == model.get_output_embeddings().weight.shape[:1])
+
+    sampler, text, looks = copy.deepcopy(session.sampler), Text(session.tokenizer), Looks()
+    sampler.temperature, sampler.seed = temperature, seed
+    sampler.generator.set_state(tensors["session.generator"])
+    for token, writer in zip(ids.tolist(), bytes(by.tolist()).decode(), strict=True):
+        text.append(token, writer)
+    cache.watch(looks.note)
+    return {
+        "bounded": bounded, "text": text, "marks": [(start, stop, float(boost)) for start, stop, boost in marks], "cache": cache,
+        "logits": logits, "sampler": sampler, "looks": looks, "epoch": secrets.token_hex(4), "_past": History(),
+    }  # fmt: skip

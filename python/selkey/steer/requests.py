@@ -72,6 +72,12 @@ def number(low, below):
     return read
 
 
+def flag(name, value):
+    if not isinstance(value, bool):
+        raise Problem(400, f"{name} must be true or false; got {_shown(value)}")
+    return value
+
+
 def text(longest):
     def read(name, value):
         if not isinstance(value, str):

@@ -25,10 +25,13 @@ class Sampler:
 
     def draw(self, logits):
         """A token, int, of logits ``[vocabulary]``."""
-        logits = logits.float().cpu().index_fill(0, self._never, -torch.inf)
+        logits = logits.float().cpu()
+        logits = logits.index_fill(0, self._never[self._never < len(logits)], -torch.inf)
         if self.temperature == 0:
             return int(logits.argmax())
-        return int(torch.multinomial(torch.softmax(logits / self.temperature, 0), 1, generator=self.generator))
+        # in this order, in float64: no temperature is too small
+        logits = ((logits - logits.max()).double() / self.temperature).float()
+        return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=self.generator))
 
     def __deepcopy__(self, memo):
         other = object.__new__(type(self))

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from selkey.steer import guard, requests
 from selkey.steer.events import Streams, has_no_model
+from selkey.steer.memory_file import NoMemory
 from selkey.steer.requests import Field, Problem, answer
 from selkey.steer.session import Refused
 
@@ -30,7 +31,7 @@ _EPOCH = {"epoch": Field(requests.text(64))}
 _NAME = {"name": Field(requests.memory_name)}
 QUERIES = {"text": _SPAN, "look": {"position": Field(requests.whole())} | _HEAD, "map": _SPAN | _HEAD, "memories": {}, "suggestions": {}}
 COMMANDS = {
-    "mark": _SPAN | {"boost": Field(requests.number(0, 1), False)} | _EPOCH,
+    "mark": _SPAN | {"boost": Field(requests.number(0, 1), False), "new_only": Field(requests.flag, False)} | _EPOCH,
     "unmark": _SPAN | _EPOCH,
     "recall": _SPAN | _EPOCH,
     "undo": {},
@@ -152,6 +153,8 @@ def _answered(endpoint):
             return answer({"error": str(problem)}, 409)
         except (TypeError, ValueError) as problem:
             return answer({"error": str(problem)}, 400)
+        except NoMemory as problem:
+            return answer({"error": str(problem)}, 404)
         except OSError as problem:
             return answer({"error": f"a file could not be read or written: {problem.strerror or problem}"}, 409)
 

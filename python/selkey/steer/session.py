@@ -9,10 +9,11 @@
 One thread at a time: `selkey.steer.writer.Writer` is the thread that owns one.
 """
 
+import contextlib
 import secrets
 
+from selkey.steer import fitting, memory_file, pools
 from selkey.steer import marks as spans
-from selkey.steer import memory_file, pools
 from selkey.steer.mark_log import MarkLog
 from selkey.steer.pinning import hold
 from selkey.steer.refused import Refused
@@ -48,13 +49,16 @@ class Session(Stream):
     """
 
     def __init__(self, model, tokenizer, *, name, folder, bounded=None, temperature=0.8, seed=0, stretch=128):
+        fitting.check(model)
         self.name, self.folder, self.stretch = name, folder, stretch
+        self._asked = pools.sizes(model, bounded)
         folder.mkdir(parents=True, exist_ok=True)
         self.log, self.trouble, self.shown = MarkLog(folder / LOG), None, []
-        super().__init__(model, tokenizer, pools.sizes(model, bounded), temperature, seed)
+        super().__init__(model, tokenizer, self._asked, temperature, seed)
 
     def clear(self):
-        """An empty text, without marks."""
+        """An empty text, without marks, in pools as they were asked for."""
+        self.bounded = self._asked
         super().clear()
         self.marks, self._past = [], History()
 
@@ -63,6 +67,18 @@ class Session(Stream):
     def begin(self, what):
         """Text is about to come that `undo` takes back as one."""
         self._past.push(Moment.of(self, what, changes_text=True))
+
+    @contextlib.contextmanager
+    def _growing(self, what):
+        """Text comes, all of it or nothing."""
+        self.begin(what)
+        try:
+            yield
+        except Exception as problem:
+            self._restore(self._past.pop())
+            if isinstance(problem, Refused):
+                raise
+            raise Refused(f"the model could not read that, nothing has changed: {problem}") from problem
 
     def read(self, text, watch=lambda: None):
         """Words of the human, at the end of the text.
@@ -79,33 +95,38 @@ class Session(Stream):
         ids = self.tokenizer(self.spaced(text), add_special_tokens=False, verbose=False)["input_ids"] if text.strip() else []
         if not ids:
             raise Refused("there is nothing to read: write some words")
-        self.begin("words")
+        self.check_known(ids)
         start = len(self.text)
-        for at in range(0, len(ids), _PIECE):
-            self.feed(ids[at : at + _PIECE], HUMAN)
-            watch()
+        with self._growing("words"):
+            for at in range(0, len(ids), _PIECE):
+                self.feed(ids[at : at + _PIECE], HUMAN)
+                watch()
         return {"start": start, "stop": len(self.text)}
 
     def recall(self, start, stop):
-        """Text that was folded is read again, at the end, and marked there; returns its {"start", "stop"}."""
+        """Text that was folded is read again, at the end, and marked there; returns its {"start", "stop"}.
+
+        Of a span in part: what is still held is left out, the rest comes as one text and one mark.
+        """
         self._check_span(start, stop)
-        held = [position for position in range(start, stop) if self._is_held(position)]
-        if held:
-            raise Refused(f"token {held[0]} is still held: mark it")
-        self._check_room(stop - start)
-        self.begin(f"recall of {_named(start, stop)}")
-        first, ids = len(self.text), self.text.ids[start:stop].tolist()
-        self.feed(ids, RECALLED)
-        self._hold(spans.added(self.marks, first, len(self.text), 0.0))
+        gone = [position for position in range(start, stop) if not self._is_held(position)]
+        if not gone:
+            raise Refused(f"{_named(start, stop)} {'are' if stop - start > 1 else 'is'} still held: mark, do not recall")
+        self._check_room(len(gone))
+        first = len(self.text)
+        with self._growing(f"recall of {_named(start, stop)}"):
+            self.feed([self.text.ids[position] for position in gone], RECALLED)
+            self._hold(spans.added(self.marks, first, len(self.text), 0.0))
         return {"start": first, "stop": len(self.text)}
 
     # marks
 
-    def mark(self, start, stop, boost=0.0):
+    def mark(self, start, stop, boost=0.0, new_only=False):
         """Tokens [start, stop) are held exactly from now on.
 
         Args:
             boost: share of the attention, in [0, 1), that they get at least, in every layer and head.
+            new_only: what is marked there already keeps its own boost, and is not touched.
         """
         self._check_span(start, stop)
         held = spans.positions(self.marks)
@@ -114,7 +135,8 @@ class Session(Stream):
         if gone and not self.bounded["keep"]:
             raise Refused(f"token {gone[0]} has left the window and was folded: recall reads it again, at the end of the text")
         self._check_room(len(new))
-        self._changed(f"mark of {_named(start, stop)}", spans.added(self.marks, start, stop, float(boost)))
+        more = spans.filled if new_only else spans.added
+        self._changed(f"{'mark' if new else 'boost'} of {_named(start, stop)}", more(self.marks, start, stop, float(boost)))
 
     def unmark(self, start, stop):
         """Those of tokens [start, stop) that are marked are let go."""
@@ -124,9 +146,13 @@ class Session(Stream):
         self._changed(f"unmark of {_named(start, stop)}", spans.removed(self.marks, start, stop))
 
     def _changed(self, what, marks):
-        moment = Moment.of(self, what, changes_text=False)
+        if marks == self.marks:
+            return
+        # a boost that is changed again and again is taken back as one
+        moment = None if what.startswith("boost") and what == self.undoes else Moment.of(self, what, changes_text=False)
         self._hold(marks)
-        self._past.push(moment)
+        if moment is not None:
+            self._past.push(moment)
 
     def _hold(self, marks):
         """What is marked from now on, in the cache and in the log."""
@@ -150,17 +176,31 @@ class Session(Stream):
     # undo
 
     def undo(self):
-        """Take back the last mark, unmark, recall, words or stretch; returns what it was."""
+        """Take back the last mark, unmark, recall, words or stretch; returns what it was, and what of it cannot come back."""
         if not self._past:
             raise Refused("there is nothing to undo")
         moment = self._past[-1]
         if moment.changes_text or moment.length == len(self.text):
             self._restore(moment)
-        else:
-            # text was written since, and stays
-            self._hold(moment.marks)
+            self._past.pop()
+            return moment.what
+        # text was written since, and stays; of what was let go, some may have left the window. Nothing that fails is tried twice
         self._past.pop()
+        try:
+            self._hold(moment.marks)
+        except Refused:
+            there = moment.marks
+            for start, stop in (gone := self._gone(moment.marks)):
+                there = spans.removed(there, start, stop)
+            self._hold(there)
+            names = ", ".join(_named(start, stop) for start, stop in gone)
+            return f"{moment.what}; folded since and not marked again: {names}"
         return moment.what
+
+    def _gone(self, marks):
+        """Spans of what was marked and is not held any more."""
+        held = [(position, position + 1, 0.0) for position in spans.positions(marks) if self._is_held(position)]
+        return spans.difference(marks, held)
 
     def _restore(self, moment):
         before, length = self.marks, len(self.text)

@@ -9,6 +9,9 @@ from selkey.steer.refused import Refused
 from selkey.steer.sampling import Sampler
 from selkey.steer.text import MODEL, Text
 
+# what ends a sentence, and what words in quotation marks begin with
+_ENDS, _OPENS = ".!?…:。！？\"”’»」", "\"“‘«„「"
+
 
 class Stream:
     """Tokens go through the model once, one after the other, and never come back.
@@ -52,9 +55,18 @@ class Stream:
         return token not in self.sampler.ends
 
     def spaced(self, text):
-        """Words do not stick to the last one."""
-        last = next((piece for piece in reversed(self.text.pieces) if piece), "\n")
-        return " " + text if not last[-1].isspace() and text[0].isalnum() else text
+        """Words do not stick to the last one; what is a sentence of its own does not go on with one that is not ended."""
+        last = next((piece for piece in reversed(self.text.pieces) if piece), "\n")[-1]
+        if last.isspace() or not (text[0].isalnum() or text[0] in _OPENS):
+            return text
+        first = next((letter for letter in text if letter.isalnum()), "")
+        return (" " if last in _ENDS or first.islower() else "\n") + text
+
+    def check_known(self, ids):
+        """Refused where the model has no such token."""
+        most, found = self.model.get_input_embeddings().weight.shape[0], max(ids)
+        if found >= most:
+            raise Refused(f"the tokenizer is not the model's own: it makes token {found} of these words, the model knows {most} tokens")
 
     @torch.no_grad()
     def feed(self, ids, by):
@@ -70,10 +82,16 @@ class Stream:
 
     def check_look(self, position, layer, head):
         """Refused where it is not known where the model looked, or there is no such layer or head."""
-        layers, heads = self.shape
         if not self.looks.start <= position < self.looks.stop:
             known = f"tokens {self.looks.start} to {self.looks.stop - 1}" if self.looks.stop > self.looks.start else "no token yet"
             raise Refused(f"where the model looked is known for {known}; token {position} is none of them")
+        if position not in self.looks.tokens:
+            raise Refused(f"where the model looked is known for what it wrote itself, not for token {position}")
+        self.check_head(layer, head)
+
+    def check_head(self, layer, head):
+        """Refused where there is no such layer or head."""
+        layers, heads = self.shape
         for what, number, most in (("layer", layer, layers), ("head", head, heads)):
             if number is not None and not 0 <= number < most:
                 raise Refused(f"there are {what}s 0 to {most - 1}; got {number}")

@@ -182,16 +182,13 @@ class _Reader:
 
 
 def _documents(path, tokenize):
-    """What the log says of each text, as it last was: of a block that grew, what was marked while it was shorter was said again later."""
+    """What the log says of each text."""
     if not path.exists():
         return []
     records, _ = learn.read_log(path)
     # the words are what counts: another model may have written them
     records = [replace(record, tokens=None, tokenizer=None, offsets=None) if _has_words(record) else record for record in records]
-    texts = sorted({record.text for record in records if record.text is not None})
-    # sorted, what a text begins stands right behind it, or behind others that it begins
-    outgrown = {text for text, after in zip(texts, texts[1:], strict=False) if after.startswith(text)}
-    return learn.examples([record for record in records if record.text not in outgrown], tokenize)[0]
+    return learn.examples(records, tokenize)[0]
 
 
 def _has_words(record):

@@ -56,8 +56,7 @@ class Terminal(App):
     def __init__(self, writer):
         super().__init__()
         self._writer, self._text = writer, TextView(writer)
-        self._changed, self._is_loaded = threading.Event(), False
-        self._boost, self._asked, self._trouble = 0.0, None, None
+        self._changed, self._is_loaded, self._asked, self._trouble = threading.Event(), False, None, None
         # (layer, head) of what is shown of the attention, None: mean; None: nothing is shown
         self._looked = None
         # kept here: while a dialog is open, a query finds its widgets only
@@ -116,8 +115,9 @@ class Terminal(App):
                 look = str(problem)
         self._text.shares = dict(look["tokens"]) if isinstance(look, dict) else {}
         self._text.refresh()
-        token_text = lambda token: self._text.words(token, token + 1)
-        self._panel.update(described(self._writer.state(), self._boost, look, token_text, self._writer.suggestions()))
+        token_text = lambda token: self._text.words(token, token + 1) or ("" if token else "(start)")
+        boost = next((boost for start, stop, boost in self._marks if start <= self._text.cursor < stop), None)
+        self._panel.update(described(self._writer.state(), boost, look, token_text, self._writer.suggestions()))
 
     def _say(self, words, wrong=False):
         self._said.update(words)
@@ -156,8 +156,10 @@ class Terminal(App):
         self._do("go", {"tokens": 0} if without_end else {})
 
     def action_mark(self):
-        """Mark the span, or let it go if all of it is marked."""
+        """Mark what is not marked of the span, or let it go if all of it is marked."""
         start, stop = self._text.span
+        if start >= stop and self._is_loaded:
+            return self._say("there is nothing to mark here", wrong=True)
         is_marked = all(any(first <= token < last for first, last, _ in self._marks) for token in range(start, stop))
         self._text.span_from = None
         if is_marked:
@@ -165,8 +167,9 @@ class Terminal(App):
         else:
             self._mark(start, stop)
 
-    def _mark(self, start, stop):
-        arguments = {"start": start, "stop": stop, "boost": self._boost}
+    def _mark(self, start, stop, boost=None):
+        """Without a boost, what is marked already keeps its own."""
+        arguments = {"start": start, "stop": stop, "boost": boost or 0.0, "new_only": boost is None}
         self._do("mark", arguments, lambda _: f"marked: {self._text.words(start, stop)}")
 
     def action_recall(self):
@@ -175,14 +178,12 @@ class Terminal(App):
         self._do("recall", {"start": start, "stop": stop}, lambda _: f"read again and marked: {self._text.words(start, stop)}")
 
     def action_boost(self, steps):
-        """Of the mark at the cursor, and of those to come."""
+        """Of the mark at the cursor."""
         mark = next((mark for mark in self._marks if mark[0] <= self._text.cursor < mark[1]), None)
-        before = self._boost if mark is None else mark[2]
-        self._boost = round(min(max(before + steps * _BOOST, 0.0), 1 - _BOOST), 2)
         if mark is not None:
-            self._mark(mark[0], mark[1])
-        else:
-            self._show_panel()
+            self._mark(mark[0], mark[1], round(min(max(mark[2] + steps * _BOOST, 0.0), 1 - _BOOST), 2))
+        elif self._is_loaded:
+            self._say("a boost is of a mark: mark this first, with m")
 
     def action_accept(self):
         """Mark the suggestion at the cursor, or go to the next one."""

@@ -13,7 +13,7 @@ def described(state, boost, look, looked_at, suggestions):
 
     Args:
         state: of the writer.
-        boost: of the next mark.
+        boost: of the mark at the cursor, or None.
         look: what `Writer.look` said of the cursor's token, a sentence why there is nothing, or None: it is not asked for.
         looked_at: function(token) → its text.
         suggestions: `Writer.suggestions`.
@@ -28,9 +28,10 @@ def described(state, boost, look, looked_at, suggestions):
         parts += [Text(), Text("attention of the newest token", style="bold"), _shares(state["mass"])]
     if state["certificate"]:
         parts += [Text(state["certificate"]["sentence"], style="dim")]
-    parts += [Text(), Text(f"boost of the next mark {100 * boost:.0f} %")]
+    parts += [Text(), *([] if boost is None else [Text(f"boost of this mark {100 * boost:.0f} %")])]
     parts += [Text(f"undo takes back: {state['undo']}" if state["undo"] else "nothing to undo")]
-    parts += [Text(f"{state['logged']:,} records in {state['log']}"), Text(), Text(suggestions["sentence"], style="dim")]
+    records = "record" if state["logged"] == 1 else "records"
+    parts += [Text(f"{state['logged']:,} {records} in {state['log']}"), Text(), Text(suggestions["sentence"], style="dim")]
     return Group(*parts)
 
 
@@ -54,7 +55,7 @@ def _held(state):
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("held")
     table.add_column("tokens", justify="right")
-    table.add_column("bytes", justify="right")
+    table.add_column("room, for ever", justify="right")
     for pool in POOLS:
         # before the first token there are none
         tokens, size = state["pools"].get(pool, (0, 0))
@@ -62,7 +63,7 @@ def _held(state):
         if tokens or pool != "keep":
             table.add_row(pool, room, nbytes(size))
     table.add_row("all", "", nbytes(state["nbytes"]), style="bold")
-    table.add_row("a full cache", "", nbytes(state["dense_nbytes"]), style="dim")
+    table.add_row("a full cache, by now", "", nbytes(state["dense_nbytes"]), style="dim")
     return table
 
 

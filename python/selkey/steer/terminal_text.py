@@ -58,12 +58,12 @@ class TextView(Widget, can_focus=True):
 
     @property
     def span(self):
-        """Tokens [start, stop) that the next command is about; (0, 0) where there is no text."""
+        """Tokens [start, stop) that the next command is about; empty where there is no text."""
         start, last = sorted((self.cursor, self.cursor if self.span_from is None else self.span_from))
         # tokens without text begin the character that the next one ends
-        while start > 0 and self._pieces(start - 1, start) == [""]:
+        while start > self._first and self._pieces(start - 1, start) == [""]:
             start -= 1
-        return start, min(last + 1, self._state["tokens"])
+        return max(start, self._first), min(last + 1, self._state["tokens"])
 
     def show(self, state):
         """Paint what the writer published."""
@@ -98,7 +98,7 @@ class TextView(Widget, can_focus=True):
         """Put the cursor on a token; with `is_span` the span grows there, or begins."""
         if is_span and self.span_from is None:
             self.span_from = self.cursor
-        self.cursor = min(max(token, 0), self._last)
+        self.cursor = max(min(token, self._last), min(self._first, self._last))
         self._window.reveal(self.cursor)
         self.lay_out()
         self.post_message(self.Moved())
@@ -191,6 +191,11 @@ class TextView(Widget, can_focus=True):
             color = own.blend(strongest, 0.15 + 0.6 * strength)
             style += Style(bgcolor=color.rich_color, color=color.get_contrast_text(1).rich_color)
         return style + Style(reverse=True) if is_pointed_at else style
+
+    @property
+    def _first(self):
+        """The first token with text: before it may be one that begins the text, and has none."""
+        return int(self._pieces(0, 1) == [""])
 
     @property
     def _last(self):

@@ -6,8 +6,9 @@ from collections import deque
 from concurrent.futures import Future
 from queue import Empty, Queue
 
-from selkey.steer import memory_file, state
+from selkey.steer import state
 from selkey.steer.advisor import Advisor
+from selkey.steer.reader import LOADING, Reader
 from selkey.steer.refused import Refused
 from selkey.steer.suggest import Suggester
 
@@ -15,11 +16,10 @@ from selkey.steer.suggest import Suggester
 _PAUSE, _MEAN_OF, _ADVISE = 0.1, 64, 128
 _OF_SESSION = ("mark", "unmark", "recall", "save")
 _TO_ADVISE = ("mark", "unmark", "recall", "undo", "read", "load", "new")
-_LOADING = {"version": 0, "epoch": "", "model": "", "tokens": 0, "writing": False, "left": 0, "loading": True, "error": None}
 
 
-class Writer:
-    """See above. What is not a command may be called from any thread.
+class Writer(Reader):
+    """See above. What is not a command, see `Reader` too, may be called from any thread.
 
     Commands are the names of `do`: read, mark, unmark, recall, undo, save and load of `Session`; new(): an empty text;
     go(tokens=None): write so many tokens, None: a stretch, 0: without end; pause(); settings(temperature=, stretch=, seed=);
@@ -31,9 +31,8 @@ class Writer:
 
     def __init__(self, make):
         self._make = make
-        self._commands, self._listeners, self._lock, self._door = Queue(), [], threading.RLock(), threading.Lock()
-        self._session = self._advisor = None
-        self._state, self._version = _LOADING, 0
+        super().__init__()
+        self._commands, self._door, self._version = Queue(), threading.Lock(), 0
         # tokens that are still to be written; None: without end
         self._left, self._error, self._times, self._published = 0, None, deque(maxlen=_MEAN_OF), 0.0
         self._is_closed = False
@@ -61,56 +60,6 @@ class Writer:
                 raise RuntimeError(self._state["error"] or "the writer has ended")
             self._commands.put((name, arguments, future))
         return future
-
-    def listen(self, callback):
-        """callback(version) after every publication, in the writer's thread; returns a function that ends it."""
-        with self._lock:
-            self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
-
-    def state(self):
-        """What was published last: `selkey.steer.state.describe`, and "version", "loading", "writing", "left" (tokens, None: without end),
-        "tokens_per_second", "error" and "suggestions", how many there are."""
-        return self._state
-
-    def text(self, start, stop):
-        """{"start", "stop", "pieces", "by", "epoch"} of tokens [start, stop), as far as there are any."""
-        with self._lock:
-            session = self._loaded()
-            return session.text.part(start, stop) | {"epoch": session.epoch}
-
-    def look(self, position, layer=None, head=None):
-        """Where the model looked when it wrote the token at `position`: {"position", "layer", "head" (None: mean over all),
-        "pools": {pool: share}, "tokens": [[position, share]], at most 64, "folds": [[first, last, count, share]], at most 16}."""
-        with self._lock:
-            session = self._loaded()
-            session.check_look(position, layer, head)
-            return session.looks.look(position, layer, head)
-
-    def map(self, start, stop, layer=None, head=None):
-        """{"start", "stop", "rows": [[position, [[position, share], …]], …]} of tokens [start, stop), as far as known, at most 256."""
-        with self._lock:
-            session = self._loaded()
-            looks = session.looks
-            start, stop = max(start, looks.start), min(stop, looks.stop)
-            if start >= stop:
-                return {"start": start, "stop": start, "rows": []}
-            session.check_look(start, layer, head)
-            stop = min(stop, start + 256)
-            return {"start": start, "stop": stop, "rows": [[at, looks.row(at, layer, head)] for at in range(start, stop)]}
-
-    def memories(self):
-        return memory_file.memories(self._loaded().folder)
-
-    def suggestions(self):
-        """See `Suggester.state`."""
-        session = self._loaded()
-        return self._advisor.state(session.epoch, session.marks)
-
-    def _loaded(self):
-        if self._session is None:
-            raise Refused("the model is still being loaded")
-        return self._session
 
     # the writer's thread
 
@@ -144,7 +93,7 @@ class Writer:
         """Nothing can be done any more, nor what was asked for already."""
         with self._door:
             self._is_closed = True
-        self._state = _LOADING | {"loading": False, "error": sentence, "version": 1}
+        self._state = LOADING | {"loading": False, "error": sentence, "version": 1}
         while not self._commands.empty():
             command = self._commands.get()
             if command is not None:
@@ -172,7 +121,6 @@ class Writer:
             return ()
 
     def _answer(self, name, arguments, future):
-        self._error = None
         try:
             command = getattr(self._session, name) if name in _OF_SESSION else getattr(self, f"_do_{name}")
             result = command(**arguments)
@@ -189,7 +137,7 @@ class Writer:
         try:
             goes_on = self._session.step()
         except Exception as problem:
-            # a model may fail in many ways; what is written stays
+            # a model may fail in many ways; what is written stays, and so does what is said, until the human goes on or back
             self._error, self._left = f"the model stopped: {problem}", 0
             return
         self._times.append(time.monotonic())
@@ -214,10 +162,6 @@ class Writer:
             }  # fmt: skip
         self._tell()
 
-    def _tell(self):
-        for callback in list(self._listeners):
-            callback(self._state["version"])
-
     def _do_go(self, tokens=None):
         session = self._session
         if session.logits is None:
@@ -225,13 +169,13 @@ class Writer:
         if self._left == 0:
             session.begin("stretch")
             self._times.clear()
-        self._left = session.stretch if tokens is None else tokens or None
+        self._error, self._left = None, session.stretch if tokens is None else tokens or None
 
     def _do_pause(self):
         self._left = 0
 
     def _do_undo(self):
-        self._left = 0
+        self._error, self._left = None, 0
         return self._session.undo()
 
     def _do_read(self, text):
@@ -247,9 +191,10 @@ class Writer:
     def _do_load(self, name):
         self._left = 0
         self._session.load(name)
+        self._error = None
 
     def _do_new(self):
-        self._left = 0
+        self._error, self._left = None, 0
         self._session.clear()
 
     def _do_suggest(self):

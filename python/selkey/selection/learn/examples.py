@@ -31,6 +31,9 @@ class Example:
 def examples(records, tokenize=None):
     """What records say of each document; records on the same tokens are taken together, in their order.
 
+    A document grows while it is written, and is noted as it then stands: a text that begins another one is left out, so that nothing is
+    learned from, or judged by, what an older state of a text says.
+
     Args:
         records: list of `Record`.
         tokenize: function(text) → (ids, offsets), offsets as a list of [start, end] in characters; needed for records without tokens.
@@ -44,8 +47,11 @@ def examples(records, tokenize=None):
             are no ids with the characters of each.
     """
     check_all("records", records, Record)
+    outgrown = _outgrown(records)
     documents, complaints = {}, []
     for record in records:
+        if record.text in outgrown:
+            continue
         ids, offsets = _tokens(record, tokenize)
         tokens = torch.tensor(ids, dtype=torch.long)
         document = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
@@ -85,6 +91,13 @@ def split(examples, share=0.25):
     for example in examples:
         sides[example.document in held_out].append(example)
     return sides
+
+
+def _outgrown(records):
+    """The texts that begin another one."""
+    texts = sorted({record.text for record in records if record.text is not None})
+    # sorted, what a text begins stands right behind it, or behind others that it begins
+    return {text for text, after in zip(texts, texts[1:], strict=False) if after.startswith(text)}
 
 
 def _tokens(record, tokenize):

@@ -16,7 +16,8 @@ action      "pin" or "unpin". "unpin": marks were taken back; what they name bec
 time        string. When, in ISO 8601; for the user, not read.
 
 null and a missing field are the same; other fields may be there and are left alone. Several lines on one text are one document: what they
-mark adds up, in the order of the lines. A span marks every token that it touches.
+mark adds up, in the order of the lines. A text that begins another one of the log is an older state of it, and left out. A span marks
+every token that it touches.
 
 A last line without a line break behind it that is no JSON is half-written: its writer was interrupted.
 """

@@ -9,13 +9,14 @@ export class Choice {
     Object.assign(this, { view, painter, store, hooks }); // hooks {click(token, began), span(start, stop, began), moved(), key(event), hover(token)}
     this.anchor = this.pressed = null;
     this.isDragging = false;
-    this.at = [0, 0]; // where the pointer is
+    this.at = null; // where the pointer is, [x, y]
+    this.under = null; // the word there
     const story = find("story");
     story.addEventListener("pointerdown", (event) => this.down(event));
     story.addEventListener("pointermove", (event) => this.move(event));
     story.addEventListener("pointerup", (event) => this.up(event));
     story.addEventListener("pointercancel", () => this.drop());
-    story.addEventListener("pointerleave", () => this.hooks.hover(null));
+    story.addEventListener("pointerleave", () => this.leave());
     story.addEventListener("keydown", (event) => this.press(event));
     story.addEventListener("copy", (event) => this.copy(event));
   }
@@ -59,15 +60,29 @@ export class Choice {
   move(event) {
     const token = tokenAt(event);
     if (!this.isDragging) {
-      const [x, y] = this.at;
+      const hasMoved = this.at?.[0] !== event.clientX || this.at[1] !== event.clientY; // or the text moved under it
       this.at = [event.clientX, event.clientY];
-      const hasMoved = x !== event.clientX || y !== event.clientY; // or the text moved under it
+      this.under = token;
       if (token !== null && hasMoved) this.view.hold(AIMING);
       return this.hooks.hover(token);
     }
     if (token === null || token === this.last) return;
     this.last = token;
     this.extend(token);
+  }
+
+  leave() {
+    this.at = this.under = null;
+    this.hooks.hover(null);
+  }
+
+  // Called after every layout: another word may be under a pointer that rests.
+  again() {
+    if (!this.at || this.isDragging) return;
+    const token = tokenUnder(...this.at);
+    if (token === this.under) return;
+    this.under = token;
+    this.hooks.hover(token);
   }
 
   up(event) {
@@ -90,6 +105,7 @@ export class Choice {
   }
 
   press(event) {
+    this.at = this.under = null; // the cursor is what points now
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key] ?? null;
     const line = { ArrowUp: -1, ArrowDown: 1 }[event.key] ?? null;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -154,7 +170,12 @@ export class Choice {
 const SAID = { pin: "marked", sink: "always held", window: "in the window", fold: "folded" };
 
 function tokenAt(event) {
-  const under = event.type === "pointerdown" ? event.target : document.elementFromPoint(event.clientX, event.clientY);
-  const span = under?.closest?.(".t");
+  return event.type === "pointerdown" ? tokenOf(event.target) : tokenUnder(event.clientX, event.clientY);
+}
+
+const tokenUnder = (x, y) => tokenOf(document.elementFromPoint(x, y));
+
+function tokenOf(element) {
+  const span = element?.closest?.(".t");
   return span ? Number(span.dataset.token) : null;
 }

@@ -1,7 +1,7 @@
 // The list of what is marked, wherever in the text it is, and what is suggested.
 
 import { get } from "./api.js";
-import { count, find, make, throttle } from "./words.js";
+import { count, find, make, throttle, tokens } from "./words.js";
 
 const LISTED = 40;
 
@@ -19,7 +19,7 @@ export class Kept {
     if (name === this.shown) return;
     this.shown = name;
     find("kept-none").hidden = marks.length > 0;
-    find("kept-count").textContent = marks.length ? `${count(marks.length)}, ${count(total)} tokens` : "";
+    find("kept-count").textContent = marks.length ? `${count(marks.length)}, ${tokens(total)}` : "";
     find("kept").replaceChildren(...rows.map((row) => this.item(...row)));
     if (marks.length > LISTED) find("kept").append(make("li", { className: "quiet", text: `and ${count(marks.length - LISTED)} earlier ones` }));
   }

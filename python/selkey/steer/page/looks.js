@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { bar } from "./pools.js";
-import { count, excerpt, find, make, percent, Recent } from "./words.js";
+import { count, excerpt, find, make, NOTHING, percent, Recent } from "./words.js";
 
 const STRONGEST = 0.7; // the shade of the token that was looked at most
 const WEAKEST = 0.02; // of its share: what is less is not shaded
@@ -147,7 +147,8 @@ export class Excerpts {
   }
 
   one(token) {
-    return this.of(token, token + 1);
+    const text = this.of(token, token + 1);
+    return token === 0 && text === NOTHING ? "(start)" : text;
   }
 
   of(start, stop, length = 40) {

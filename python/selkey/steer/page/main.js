@@ -107,29 +107,34 @@ function click(token, began) {
 function choose(start, stop, began) {
   choice.set(start, stop);
   popover.open();
-  markChosen(0, began, (token) => painter.pool(token) !== "pin");
+  markChosen(0, began, true);
 }
 
-// Marks what is held of the chosen words; with `only`, of those.
-function markChosen(boost, began, only = () => true) {
+// Marks what is held of the chosen words; with `isNew`, what is marked already keeps its boost.
+function markChosen(boost, began, isNew = false) {
   const { start, stop } = choice;
-  const isHeld = (token) => painter.pool(token) !== "fold" && only(token);
-  for (const [from, to] of marks.ranges(start, stop, isHeld)) marks.mark(from, to, boost, view.epochOf(from), began);
+  for (const [from, to] of marks.ranges(start, stop, (token) => painter.pool(token) !== "fold")) {
+    const isDone = isNew && !marks.ranges(from, to, (token) => painter.pool(token) !== "pin").length;
+    if (!isDone) marks.mark(from, to, boost, view.epochOf(from), began, isNew);
+  }
   popover.open();
 }
 
+// The server lets go what is marked of them, all at once.
 function unmarkChosen(began) {
   const { start, stop } = choice;
-  for (const [from, to] of marks.ranges(start, stop, (token) => painter.pool(token) === "pin")) marks.unmark(from, to, view.epochOf(from), began);
+  const marked = marks.ranges(start, stop, (token) => painter.pool(token) === "pin");
+  if (marked.length) marks.unmark(marked[0][0], marked.at(-1)[1], view.epochOf(start), began);
 }
 
+// Of them the server reads again what was folded.
 async function recallChosen(began) {
   const { start, stop } = choice;
   const folded = marks.ranges(start, stop, (token) => painter.pool(token) === "fold");
-  for (const [from, to] of folded) if (!(await marks.recall(from, to, view.epochOf(from), began))) return;
+  if (!folded.length || !(await marks.recall(folded[0][0], folded.at(-1)[1], view.epochOf(start), began))) return;
   choice.clear();
   view.toEnd();
-  say("Recalled: the words were read again, at the end.");
+  say("Recalled: read again, at the end.");
 }
 
 function markOne(token, began) {
@@ -153,10 +158,11 @@ function press(event) {
 function enter(mark, began) {
   popover.open();
   if (mark && mark[0] <= choice.start && choice.stop <= mark[1]) unmarkChosen(began);
-  else markChosen(0, began, (token) => painter.pool(token) !== "pin");
+  else markChosen(0, began, true);
 }
 
 view.afterLayout = () => {
+  choice.again();
   popover.update();
   kept.update();
 };

@@ -26,12 +26,12 @@ export class LookMap {
       this.fetch();
     };
     find("enlarge").addEventListener("click", () => this.enlarge());
-    find("map-dialog").addEventListener("close", () => find("map-place").append(find("map-figure")));
+    find("map-dialog").addEventListener("close", () => find("map-place").append(...find("map-large").children));
     find("map-dialog").addEventListener("click", (event) => event.target === find("map-dialog") && find("map-dialog").close());
   }
 
   enlarge() {
-    find("map-dialog").append(find("map-figure"));
+    find("map-large").append(...find("map-place").children);
     find("map-dialog").showModal();
   }
 
@@ -81,6 +81,15 @@ export class LookMap {
     this.columns = [...far].sort((one, other) => one - other);
     for (let at = recent; at < this.state.tokens; at += 1) this.columns.push(at);
     this.places = new Map(this.columns.map((token, at) => [token, at]));
+    this.label("map-rows", this.order);
+    this.label("map-columns", this.columns);
+  }
+
+  // The first and the last token of an axis, at its ends.
+  label(axis, all) {
+    const { firstElementChild: first, lastElementChild: last } = find(axis);
+    first.textContent = all.length ? count(all[0]) : "";
+    last.textContent = all.length ? count(all.at(-1)) : "";
   }
 
   draw() {

@@ -6,7 +6,7 @@ export class Marks {
   constructor(painter, hooks) {
     this.painter = painter;
     this.hooks = hooks; // {changed(), accepted(state), failed(problem), timed(shown, kept)}
-    this.asked = []; // [{start, stop, boost}], boost null: unmarked
+    this.asked = []; // [{start, stop, boost, isNew}], boost null: unmarked; isNew: what is marked stays as it is
     this.state = null;
   }
 
@@ -17,9 +17,12 @@ export class Marks {
 
   combine() {
     let marks = (this.state?.marks ?? []).map(([start, stop, boost]) => [start, stop, boost, false]);
-    for (const { start, stop, boost } of this.asked) {
-      marks = marks.flatMap((mark) => cut(mark, start, stop));
-      if (boost !== null) marks.push([start, stop, boost, true]);
+    for (const { start, stop, boost, isNew } of this.asked) {
+      const before = marks;
+      const isFree = (token) => !isNew || !before.some((mark) => mark[0] <= token && token < mark[1]);
+      const parts = this.ranges(start, stop, isFree);
+      for (const [from, to] of parts) marks = marks.flatMap((mark) => cut(mark, from, to));
+      if (boost !== null) marks.push(...parts.map(([from, to]) => [from, to, boost, true]));
       marks.sort((one, other) => one[0] - other[0]);
     }
     this.painter.marks = marks;
@@ -36,6 +39,7 @@ export class Marks {
       this.hooks.timed(await shown, performance.now() - began);
       this.settle(change);
       this.hooks.accepted(answer.state);
+      this.combine(); // a newer state may have been here before the answer
       return answer.result;
     } catch (problem) {
       this.settle(change);
@@ -49,8 +53,9 @@ export class Marks {
     this.asked = this.asked.filter((one) => one !== change);
   }
 
-  mark(start, stop, boost, epoch, began = performance.now()) {
-    return this.ask("mark", { start, stop, boost }, { start, stop, boost, epoch }, began);
+  // With `isNew` what is marked of [start, stop) stays as it is; it is one thing to take back either way.
+  mark(start, stop, boost, epoch, began = performance.now(), isNew = false) {
+    return this.ask("mark", { start, stop, boost, isNew }, { start, stop, boost, epoch, new_only: isNew }, began);
   }
 
   unmark(start, stop, epoch, began = performance.now()) {

@@ -7,6 +7,7 @@ const REMEMBERED = 300; // samples of the history
 const MEANING = {
   sinks: "sinks: the first tokens, always held", pins: "pins: what you marked", window: "window: the last tokens",
   keep: "keep: tokens that the model looked at most", folds: "folds: all else, as a few summaries", tables: "tables: where everything lies",
+  sliding: "sliding: layers that look at no more than the last tokens by themselves", states: "states: layers that keep a running state",
 };
 
 export function bar(place, shares, say) {
@@ -17,7 +18,7 @@ export function bar(place, shares, say) {
     part.className = name;
     part.style.flexGrow = Math.max(0, shares[name]);
     part.style.display = shares[name] > 0 ? "" : "none";
-    part.title = `${MEANING[name]}, ${say(name)}`;
+    part.title = `${MEANING[name] ?? name}. ${say(name)}`;
   });
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", names.map((name) => `${name} ${say(name)}`).join(", "));
@@ -28,10 +29,17 @@ export function key(place, names, say) {
   names.forEach((name, at) => {
     const item = place.children[at];
     item.className = name;
-    item.title = MEANING[name];
+    item.title = MEANING[name] ?? name;
     item.firstChild.textContent = name;
     item.lastChild.textContent = say(name);
   });
+}
+
+// How much room a pool takes, and of how many tokens, as far as tokens are what it is made of.
+function sayRoom(state, name, used) {
+  const [held, size] = state.pools[name];
+  if (used !== undefined) return `${tokens(Math.min(held, state[name]))} of ${count(state[name])}: ${bytes(used * size)} used of ${bytes(size)}`;
+  return POOLS.includes(name) ? `${tokens(held)}, ${bytes(size)}` : bytes(size);
 }
 
 export class Pools {
@@ -49,14 +57,24 @@ export class Pools {
 
   follow(state) {
     this.state = state;
-    const pools = Object.keys(state.pools);
-    find("held").textContent = `${bytes(state.nbytes)} held`;
-    find("dense").textContent = `a full cache would hold ${bytes(state.dense_nbytes)} by now`;
-    const say = (name) => `${tokens(state.pools[name][0])}, ${bytes(state.pools[name][1])}`;
-    bar(find("pools"), Object.fromEntries(pools.map((name) => [name, state.pools[name][1]])), say);
-    key(find("pools-key"), POOLS, (name) => (name === "pins" ? `${count(state.marked_tokens)} of ${count(state.pins)}` : count(state.pools[name]?.[0] ?? 0)));
+    this.room(state);
     this.mass(state);
     this.pace();
+  }
+
+  // What is held is room that was taken in the beginning, once and for all: how much of it is used says the darker part of each bar.
+  room(state) {
+    const pools = Object.keys(state.pools);
+    find("held").textContent = state.nbytes ? `${bytes(state.nbytes)}, for ever` : "Nothing yet";
+    find("room").textContent = `Room for ${count(state.pins)} marked tokens, ${count(state.window)} of the window, the first ${count(state.sinks)}, and a few folds of all the rest.`;
+    find("dense").textContent = state.tokens ? `A full cache would hold ${bytes(state.dense_nbytes)} by now, and grows.` : "A full cache would grow with the text.";
+    const used = { sinks: state.sinks, pins: state.pins, window: state.window };
+    for (const name in used) used[name] = Math.min(1, (state.pools[name]?.[0] ?? 0) / used[name]);
+    bar(find("pools"), Object.fromEntries(pools.map((name) => [name, state.pools[name][1]])), (name) => sayRoom(state, name, used[name]));
+    for (const part of find("pools").children) part.style.setProperty("--used", `${100 * (used[part.className] ?? 1)}%`);
+    const others = pools.filter((name) => !POOLS.includes(name) && name !== "tables");
+    const held = (name) => (others.includes(name) ? bytes(state.pools[name][1]) : count(state.pools[name]?.[0] ?? 0));
+    key(find("pools-key"), [...POOLS, ...others], (name) => (name === "pins" ? `${count(state.marked_tokens)} of ${count(state.pins)}` : held(name)));
   }
 
   mass(state) {

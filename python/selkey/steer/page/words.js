@@ -24,10 +24,12 @@ export function percent(share) {
 
 export const milliseconds = (time) => (time < 9.95 ? `${time.toFixed(1)} ms` : `${count(time)} ms`);
 
+export const NOTHING = "(no text)";
+
 // The words of some tokens on one line, at most `length` letters.
 export function excerpt(pieces, length = 60) {
   const text = pieces.join("").replace(/\s+/g, " ").trim();
-  if (!text) return pieces.some((piece) => piece.includes("\n")) ? "¶" : "␣";
+  if (!text) return pieces.some((piece) => piece.includes("\n")) ? "¶" : pieces.join("") ? "␣" : NOTHING;
   return text.length > length ? `${text.slice(0, length - 1)}…` : text;
 }
 
