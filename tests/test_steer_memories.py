@@ -121,8 +121,9 @@ def test_a_forged_memory_is_refused_and_changes_nothing(session):
         with pytest.raises(ValueError, match="^forged is no memory that") as found:
             session.load("forged")
         assert type(found.value) is ValueError and vars(session) == before, what
+    session.shown = [(1, 2)]
     session.load("good")
-    assert session.marks == [(0, 1, 0.0), (3, 5, 0.0)]
+    assert session.marks == [(0, 1, 0.0), (3, 5, 0.0)] and session.shown == []
 
 
 def test_after_a_memory_a_new_text_has_the_pools_that_were_asked_for(made, session):

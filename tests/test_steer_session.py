@@ -70,6 +70,12 @@ def test_a_character_of_several_tokens_comes_whole():
     text.crop(3)
     text.extend(tokenizer("!")["input_ids"], MODEL)
     assert text.pieces == ["n", "", "é", "!"] and text.by == b"hhhm"
+    # one that is cut comes whole after all
+    cut = Text(tokenizer)
+    cut.extend((ids := tokenizer("a🦊b")["input_ids"])[:4], HUMAN)
+    cut.crop(3)
+    cut.extend(ids[3:], MODEL)
+    assert cut.pieces == ["a", "", "", "", "🦊", "b"]
     # bytes that never become a character are shown after all
     broken = tokenizer("🦊")["input_ids"][:1] * 12
     text.extend(broken, MODEL)
@@ -105,6 +111,33 @@ def test_words_that_fail_on_the_way_leave_nothing(session):
     assert (said(session), session.undoes) == (text, known) and session.epoch != epoch
     del session.feed
     write(session, 2)
+
+
+def test_words_that_fail_take_nothing_from_undo_and_leave_no_looks(session, monkeypatch):
+    begun(session)
+    session.mark(3, 4)
+    moments, pending = list(session._past), session.looks.pending
+    assert len(pending) == session.shape[0]
+    session.feed = lambda ids, by: 1 // 0
+    # of caches one has room, and the one that fails is none of them
+    monkeypatch.setattr("selkey.steer.undo._BYTES", 1)
+    with pytest.raises(Refused, match="nothing has changed"):
+        session.read("too much")
+    assert list(session._past) == moments and session.looks.pending is pending
+
+
+def test_a_step_that_fails_leaves_no_look_of_a_token_that_is_not_there(session):
+    begun(session)
+    stop, tokens = session.looks.stop, len(session.text)
+    session.feed = lambda ids, by: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        session.step()
+    assert session.looks.stop == stop == tokens and tokens not in session.looks.tokens
+    with pytest.raises(Refused, match="could not read"):
+        session.read("words")
+    del session.feed
+    write(session, 1)
+    assert session.looks.stop == tokens + 1 and describe(session)["mass"]
 
 
 def test_what_cannot_be_read_is_refused(session):
@@ -299,6 +332,44 @@ def test_undo_goes_back_to_the_bit(session):
     assert not len(session.text) and session.logits is None
     with pytest.raises(Refused, match="nothing to undo"):
         session.undo()
+
+
+def test_undo_leaves_the_settings(session):
+    begun(session)
+    drawn = session.text.ids.tolist()
+    session.sampler.temperature = 0.5
+    session.mark(1, 3)
+    session.shown = [(1, 2)]
+    session.undo()
+    assert session.sampler.temperature == 0.5 and session.shown == [(1, 2)]
+    session.sampler.temperature = 0.8
+    session.undo()
+    assert session.shown == []
+    session.begin("stretch")
+    write(session, 20)
+    assert session.text.ids.tolist() == drawn
+    session.sampler.temperature, session.sampler.seed = 0.7, 9
+    session.sampler.generator.manual_seed(9)
+    session.undo()
+    assert (session.sampler.temperature, session.sampler.seed) == (0.7, 9)
+    assert torch.equal(session.sampler.generator.get_state(), torch.Generator().manual_seed(9).get_state())
+    session.shown = [(1, 2)]
+    session.clear()
+    assert session.shown == []
+
+
+def test_a_span_that_is_too_large_is_refused_at_once(session):
+    begun(session, 60)
+
+    class Endless(list):
+        def __len__(self):
+            return 10**12
+
+    session.text = Endless()
+    session.cache.window_start = lambda: 10**12 - 32
+    for wish in (session.mark, session.recall):
+        with pytest.raises(Refused, match="12 tokens can be marked, 0 are"):
+            wish(0, 10**12)
 
 
 def test_undoing_a_mark_leaves_what_was_written_since(session):

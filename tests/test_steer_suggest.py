@@ -86,11 +86,11 @@ def test_it_is_there_again_at_the_next_start_if_the_model_is_the_same(learned, m
     suggester, _, path = learned
     ids = ids_of(PIECES[:300])
     again = Suggester(model, small_world.tokenizer(), path)
-    assert again.is_ready and again.suggest(ids, 0, []) == suggester.suggest(ids, 0, [])
+    assert again.suggest(ids, 0, []) == suggester.suggest(ids, 0, [])
     assert "marks.selector" in again.state()["sentence"] and again.state()["recall"] is None
-    assert not Suggester(hf_models.tiny("llama", seed=1), small_world.tokenizer(), path).is_ready
+    assert not Suggester(hf_models.tiny("llama", seed=1), small_world.tokenizer(), path).suggest(ids, 0, [])
     path.with_suffix(".selector").write_bytes(b"damaged")
-    assert not Suggester(model, small_world.tokenizer(), path).is_ready
+    assert not Suggester(model, small_world.tokenizer(), path).suggest(ids, 0, [])
 
 
 def test_few_marks_are_not_enough_and_it_says_what_is_missing(model, tmp_path):
@@ -99,7 +99,7 @@ def test_few_marks_are_not_enough_and_it_says_what_is_missing(model, tmp_path):
         log_of(tmp_path, blocks)
         summary = suggester.learn()
         assert words in summary["sentence"] and summary["documents"] == blocks
-        assert suggester.state() == summary | {"spans": []} and not suggester.is_ready
+        assert suggester.state() == summary | {"spans": []}
     assert suggester.suggest([5, 6], 0, []) == []
 
 

@@ -85,7 +85,6 @@ def test_it_publishes_ten_times_a_second_at_most_while_it_writes(writer):
     writer.listen(lambda version: heard.append(time.monotonic()))
     writer.do("go", tokens=100).result(30)
     until(lambda: not writer.state()["writing"])
-    time.sleep(1)
     # the first and last publication, and those of suggestions, come when they come
     assert len(heard) <= 10 * (heard[-1] - heard[0]) + 8
 
@@ -117,6 +116,34 @@ def test_a_model_that_fails_stops_the_writing_and_loses_nothing(writer):
     writer.do("go", tokens=1).result(30)
     until(lambda: writer.state()["tokens"] == 6)
     assert writer.state()["error"] is None
+
+
+def test_a_model_that_fails_between_its_layers_is_taken_back_to_where_it_was_whole(writer):
+    writer.do("go", tokens=4).result(30)
+    until(lambda: not writer.state()["writing"])
+    layer = writer._session.model.model.layers[1]
+    hook = layer.register_forward_pre_hook(lambda *arguments: 1 / 0)
+    try:
+        writer.do("go").result(30)
+        until(lambda: not writer.state()["writing"])
+    finally:
+        hook.remove()
+    assert writer.state()["error"].startswith("the model stopped: division by zero; it failed in the middle of a token")
+    assert (writer.state()["tokens"], writer.state()["look_stop"]) == (9, 9)
+    writer.do("go", tokens=2).result(30)
+    until(lambda: not writer.state()["writing"])
+    writer.do("save", name="after").result(30)
+    assert writer.state()["tokens"] == 11 and writer.state()["error"] is None
+
+
+def test_who_asks_and_goes_does_not_harm_it(writer):
+    with writer._lock:
+        first, second = writer.do("pause"), writer.do("mark", start=1, stop=2)
+        assert second.cancel()
+    first.result(30)
+    writer.do("go", tokens=1).result(30)
+    until(lambda: writer.state()["tokens"] == 6)
+    assert writer.state()["marks"] == []
 
 
 def test_until_the_model_is_there_and_when_it_never_comes():

@@ -64,7 +64,7 @@ def steer(model_folder, folder, load, prompt, prompt_file, host, port, no_browse
     words = prompt if prompt_file is None else _read(prompt_file)
     if words is not None and not words.strip():
         raise click.UsageError("the prompt is empty: there is nothing to go on from")
-    from selkey.steer.session import LONGEST
+    from selkey.steer.limits import LONGEST
 
     if len(words or "") > LONGEST:
         raise click.UsageError(f"the prompt has {len(words):,} characters, of {LONGEST:,} at most: say the rest later")

@@ -12,7 +12,7 @@ _BLUE, _GREY, _ORANGE = "#0072B2", "#7A7A7A", "#D55E00"
 def draw(path):
     """Write the picture of a file of `selkey.bench.steering.sitting` beside it."""
     head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    figure = Figure(figsize=(13, 4.2), dpi=130, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(13, 5), dpi=130, facecolor="white", layout="constrained")
     memory, pace, page = figure.subplots(1, 3)
     tokens = [row["tokens"] for row in rows]
 
@@ -41,7 +41,7 @@ def draw(path):
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     title = f"{rows[-1]['tokens']:,} tokens of the embedded model in one sitting ({head['cores']} cores, headless Chromium beside it)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path.with_suffix(".png"))

@@ -5,6 +5,7 @@ import time
 
 # seconds to wait for more, and how much a log has to grow before it is learned from again: that takes seconds
 _REST, _GROWTH = 0.5, 1.25
+_PATIENCE = 2
 
 
 class Advisor:
@@ -31,6 +32,8 @@ class Advisor:
     def close(self):
         self._is_closed = True
         self._is_due.set()
+        # it may be learning: that takes seconds, and nobody needs it any more
+        self._thread.join(_PATIENCE)
 
     def state(self, epoch, marks):
         """See `Suggester.state`; without suggestions for a text that is no more, and for what is marked."""
@@ -48,8 +51,8 @@ class Advisor:
             self._is_due.clear()
             try:
                 self._advise()
-            except (ValueError, OSError) as problem:
-                # a log that cannot be read stops no writing
+            except Exception as problem:
+                # a log that cannot be read, a tokenizer that knows no offsets: nothing of it stops the writing
                 self._trouble = f"Nothing can be learned: {problem}"
             self._tell()
 

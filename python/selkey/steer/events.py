@@ -1,6 +1,6 @@
 """The state of a writer as server-sent events: at once when a page comes, then after changes, ten times a second at most.
 
-They are named state, or loading and failed while there is no model and where there will be none.
+They are named state, or loading while there is no model yet, and failed where there will be none or the writer ended by an error.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ _PAUSE, _SILENCE = 0.1, 15.0  # seconds
 
 
 def has_no_model(state):
-    """Whether a writer could not load its model."""
+    """Whether a writer could not load its model, or ended by an error."""
     return not state["loading"] and not state["epoch"]
 
 

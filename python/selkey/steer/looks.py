@@ -61,16 +61,21 @@ class Looks:
             del self.tokens[next(iter(self.tokens))]
         self.start = next(iter(self.tokens))
 
-    def crop(self, length):
-        """Forget tokens from `length` on; the one that is written there next is written from the same place."""
-        self._layers = self.tokens.get(length, [])
+    @property
+    def pending(self):
+        """What was noted since `settle`: of the token that is written next."""
+        return self._layers
+
+    def crop(self, length, pending=None):
+        """Forget tokens from `length` on; the one that is written there next is written from the same place, or from `pending`."""
+        self._layers = self.tokens.get(length, []) if pending is None else pending
         for position in [position for position in self.tokens if position >= length]:
             del self.tokens[position]
         self.stop = next(reversed(self.tokens)) + 1 if self.tokens else 0
         self.start = next(iter(self.tokens), 0)
 
     def look(self, position, layer, head):
-        """See `Session.look`; the token is known."""
+        """See `Reader.look` (selkey.steer.reader); the token is known."""
         chosen, parts = self._chosen(position, layer, head)
         rows = _summed((zip(p.rows[h].tolist(), p.shares[h].tolist(), strict=True) for p, h in parts), len(parts))
         folds = _summed(

@@ -6,6 +6,11 @@ def positions(marks):
     return {position for start, stop, _ in marks for position in range(start, stop)}
 
 
+def count(marks, start, stop):
+    """How many tokens of [start, stop) are marked."""
+    return sum(max(0, min(last, stop) - max(first, start)) for first, last, _ in marks)
+
+
 def added(marks, start, stop, boost):
     """The marks with one more. What it covers is part of it from now on; what is left of a boosted mark keeps its part of the boost."""
     return _joined(sorted([*_cut(marks, start, stop), (start, stop, boost)]))

@@ -1,7 +1,6 @@
 """The memory of a session in one file: the text and who wrote what, the marks, the cache, and how to go on."""
 
 import copy
-import re
 import secrets
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from selkey import tensor_file
 from selkey.steer import marks as spans
 from selkey.steer import state
+from selkey.steer.limits import DEVICES, NAME
 from selkey.steer.looks import Looks
 from selkey.steer.pools import POOLS
 from selkey.steer.text import HUMAN, MODEL, RECALLED, Text
@@ -16,9 +16,6 @@ from selkey.steer.undo import History
 
 SUFFIX = ".memory"
 _FILE = tensor_file.Kind("selkey.steer.Session", "1", "session", "selkey steer")
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# names that some systems take for devices
-_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])", re.IGNORECASE)
 
 
 class NoMemory(FileNotFoundError):
@@ -29,7 +26,7 @@ def memories(folder):
     """[{"name", "bytes", "time" (seconds since 1970)}] of the files in a folder, the newest first."""
     found = []
     for path in folder.glob("*" + SUFFIX):
-        if _NAME.fullmatch(path.stem) and path.is_file() and not path.is_symlink():
+        if NAME.fullmatch(path.stem) and path.is_file() and not path.is_symlink():
             stat = path.stat()
             found.append({"name": path.stem, "bytes": stat.st_size, "time": stat.st_mtime})
     return sorted(found, key=lambda memory: -memory["time"])
@@ -37,7 +34,7 @@ def memories(folder):
 
 def path_of(folder, name):
     """The file of a memory; ValueError where a name is none. No name leads out of the folder."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or _DEVICES.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or DEVICES.fullmatch(name):
         raise ValueError(f"a name has 1 to 64 of the characters A-Z, a-z, 0-9, _ and -; got {str(name)[:80]!r}")
     path = folder / (name + SUFFIX)
     if path.is_symlink():
@@ -130,5 +127,5 @@ def _found(session, path, tensors, description):
     cache.watch(looks.note)
     return {
         "bounded": bounded, "text": text, "marks": [(start, stop, float(boost)) for start, stop, boost in marks], "cache": cache,
-        "logits": logits, "sampler": sampler, "looks": looks, "epoch": secrets.token_hex(4), "_past": History(),
+        "logits": logits, "sampler": sampler, "looks": looks, "epoch": secrets.token_hex(4), "_past": History(), "shown": [],
     }  # fmt: skip

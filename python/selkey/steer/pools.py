@@ -7,7 +7,7 @@ def sizes(model, bounded=None):
     """{pool: tokens}: what is asked for, the rest as in POOLS, the window smaller for a model trained on short texts.
 
     Marks have to be seen from within what the model was trained on, beside the window; and the folded text counts as no more tokens
-    than are left of that.
+    than are left of that. Pins are not subtracted: with many of them, and all folds, a little more is in sight than was trained on.
     """
     trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     window = POOLS["window"] if trained is None else max(1, min(POOLS["window"], trained // 2))

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from selkey.steer.limits import DEVICES, LONGEST, NAME
+
 LARGEST_BODY, LARGEST_TEXT_BODY = 64 * 2**10, 400_000
-LARGEST_TEXT = 100_000  # characters
+LARGEST_TEXT = LONGEST  # characters
 _LARGEST_INTEGER = 2**53 - 1  # what every JSON reader takes exactly
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)  # no files, under Windows
 
 
 class Problem(Exception):
@@ -93,9 +94,9 @@ def text(longest):
 
 def memory_name(name, value):
     """A name that is a file's name on every system, and never a path."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise Problem(400, f"{name} must be 1 to 64 of the letters A to Z and a to z, digits, - and _; got {_shown(value)}")
-    if _DEVICES.fullmatch(value):
+    if DEVICES.fullmatch(value):
         raise Problem(400, f"{name} must not be {value}: Windows keeps this name for a device")
     return value
 

@@ -17,8 +17,8 @@ from starlette.routing import Route
 from selkey.steer import guard, requests
 from selkey.steer.events import Streams, has_no_model
 from selkey.steer.memory_file import NoMemory
+from selkey.steer.refused import Refused
 from selkey.steer.requests import Field, Problem, answer
-from selkey.steer.session import Refused
 
 PAGE = Path(__file__).parent / "page"
 LARGEST_SPAN = 5_000  # tokens of one answer
@@ -192,7 +192,7 @@ def bound(host, port):
 
 
 def serve(writer, host, port, *, token=None, opened=lambda address: None):
-    """Serve until Ctrl-C (KeyboardInterrupt), or until it turns out that the model cannot be loaded (returns).
+    """Serve until Ctrl-C (KeyboardInterrupt), or until the model cannot be loaded or the writer ended by an error (returns).
 
     Args:
         writer: a `Writer`, started; the caller closes it.

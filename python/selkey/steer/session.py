@@ -14,6 +14,7 @@ import secrets
 
 from selkey.steer import fitting, memory_file, pools
 from selkey.steer import marks as spans
+from selkey.steer.limits import LONGEST
 from selkey.steer.mark_log import MarkLog
 from selkey.steer.pinning import hold
 from selkey.steer.refused import Refused
@@ -22,8 +23,6 @@ from selkey.steer.text import HUMAN, RECALLED
 from selkey.steer.undo import History, Moment
 
 LOG = "marks.jsonl"
-# characters that a human may say at once
-LONGEST = 100_000
 # tokens that are fed in one call
 _PIECE = 256
 
@@ -53,14 +52,14 @@ class Session(Stream):
         self.name, self.folder, self.stretch = name, folder, stretch
         self._asked = pools.sizes(model, bounded)
         folder.mkdir(parents=True, exist_ok=True)
-        self.log, self.trouble, self.shown = MarkLog(folder / LOG), None, []
+        self.log, self.trouble = MarkLog(folder / LOG), None
         super().__init__(model, tokenizer, self._asked, temperature, seed)
 
     def clear(self):
         """An empty text, without marks, in pools as they were asked for."""
         self.bounded = self._asked
         super().clear()
-        self.marks, self._past = [], History()
+        self.marks, self.shown, self._past = [], [], History()
 
     # the text grows
 
@@ -71,14 +70,16 @@ class Session(Stream):
     @contextlib.contextmanager
     def _growing(self, what):
         """Text comes, all of it or nothing."""
-        self.begin(what)
+        moment = Moment.of(self, what, changes_text=True)
         try:
             yield
         except Exception as problem:
-            self._restore(self._past.pop())
+            self._restore(moment)
             if isinstance(problem, Refused):
                 raise
             raise Refused(f"the model could not read that, nothing has changed: {problem}") from problem
+        # what fails takes no room from what can be undone
+        self._past.push(moment)
 
     def read(self, text, watch=lambda: None):
         """Words of the human, at the end of the text.
@@ -109,11 +110,12 @@ class Session(Stream):
         Of a span in part: what is still held is left out, the rest comes as one text and one mark.
         """
         self._check_span(start, stop)
-        gone = [position for position in range(start, stop) if not self._is_held(position)]
-        if not gone:
+        first, last = self._unheld(start, stop)
+        missing = max(0, last - first) - spans.count(self.marks, first, last)
+        if not missing:
             raise Refused(f"{_named(start, stop)} {'are' if stop - start > 1 else 'is'} still held: mark, do not recall")
-        self._check_room(len(gone))
-        first = len(self.text)
+        self._check_room(missing)
+        gone, first = self._folded(start, stop), len(self.text)
         with self._growing(f"recall of {_named(start, stop)}"):
             self.feed([self.text.ids[position] for position in gone], RECALLED)
             self._hold(spans.added(self.marks, first, len(self.text), 0.0))
@@ -129,12 +131,11 @@ class Session(Stream):
             new_only: what is marked there already keeps its own boost, and is not touched.
         """
         self._check_span(start, stop)
-        held = spans.positions(self.marks)
-        new = [position for position in range(start, stop) if position not in held]
-        gone = [position for position in new if not self._is_held(position)]
+        new = stop - start - spans.count(self.marks, start, stop)
+        self._check_room(new)
+        gone = self._folded(start, stop)
         if gone and not self.bounded["keep"]:
             raise Refused(f"token {gone[0]} has left the window and was folded: recall reads it again, at the end of the text")
-        self._check_room(len(new))
         more = spans.filled if new_only else spans.added
         self._changed(f"{'mark' if new else 'boost'} of {_named(start, stop)}", more(self.marks, start, stop, float(boost)))
 
@@ -199,16 +200,29 @@ class Session(Stream):
 
     def _gone(self, marks):
         """Spans of what was marked and is not held any more."""
-        held = [(position, position + 1, 0.0) for position in spans.positions(marks) if self._is_held(position)]
-        return spans.difference(marks, held)
+        gone = [(position, position + 1, 0.0) for start, stop, _ in marks for position in self._folded(start, stop)]
+        return spans.difference(gone, [])
+
+    def go_back(self):
+        """To the newest moment, whatever it was, for `recover`; returns what is lost by it."""
+        if not self._past:
+            self.clear()
+            return "the whole text"
+        moment = self._past.pop()
+        written = len(self.text) - moment.length
+        self._restore(moment)
+        return f"{moment.what}, {written} tokens"
 
     def _restore(self, moment):
         before, length = self.marks, len(self.text)
         if moment.length < length:
             self.text.crop(moment.length)
-            self.looks.crop(moment.length)
-            self.epoch = secrets.token_hex(4)
-        self.cache, self.logits, self.sampler, self.marks = moment.cache, moment.logits, moment.sampler, moment.marks
+            self.epoch, self.shown = secrets.token_hex(4), []
+        self.looks.crop(moment.length, moment.pending)
+        self.cache, self.logits, self.marks = moment.cache, moment.logits, moment.marks
+        # settings stay; draws come again, unless others were asked for
+        if self.sampler.seed == moment.sampler.seed:
+            self.sampler.generator.set_state(moment.sampler.generator.get_state())
         self.cache.watch(self.looks.note)
         self._note(spans.cropped(before, moment.length))
 
@@ -227,15 +241,21 @@ class Session(Stream):
         """Go on from a memory; nothing can be undone then."""
         memory_file.load(self, name)
 
-    def _is_held(self, position):
-        return position < self.bounded["sinks"] or position >= self.cache.window_start() or position in spans.positions(self.marks)
+    def _unheld(self, start, stop):
+        """The part of [start, stop) between sinks and window, where only what is marked is held."""
+        return max(start, self.bounded["sinks"]), min(stop, self.cache.window_start())
+
+    def _folded(self, start, stop):
+        """Those of tokens [start, stop) that are not held any more."""
+        held = spans.positions(self.marks)
+        return [position for position in range(*self._unheld(start, stop)) if position not in held]
 
     def _check_span(self, start, stop):
         if not 0 <= start < stop <= len(self.text):
             raise Refused(f"a span must lie in the text, 0 ≤ start < stop ≤ {len(self.text)}; got {start} to {stop}")
 
     def _check_room(self, new):
-        marked = len(spans.positions(self.marks))
+        marked = spans.count(self.marks, 0, len(self.text))
         if marked + new > self.bounded["pins"]:
             raise Refused(f"{self.bounded['pins']} tokens can be marked, {marked} are: unmark some, to mark {new} more")
 

@@ -51,7 +51,11 @@ class Stream:
         token = self.sampler.draw(self.logits)
         # where it looked to write this token was seen when the one before was fed
         self.looks.settle(len(self.text))
-        self.feed([token], MODEL)
+        try:
+            self.feed([token], MODEL)
+        except Exception:
+            self.looks.crop(len(self.text))
+            raise
         return token not in self.sampler.ends
 
     def spaced(self, text):

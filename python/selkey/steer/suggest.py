@@ -39,11 +39,6 @@ class Suggester:
         if self._file.exists():
             self._load()
 
-    @property
-    def is_ready(self):
-        """Whether there is anything to suggest by."""
-        return self._selector is not None
-
     def learn(self, watch=None):
         """Learn from the log, from the beginning. With too few marks it says so, and what was learned before stays.
 

@@ -10,7 +10,7 @@ HUMAN, MODEL, RECALLED = "h", "m", "r"
 
 
 class Text:
-    """Tokens with their pieces of text: 13 bytes a token, pieces that are the same are stored once.
+    """Tokens with their pieces of text: 17 bytes a token, pieces that are the same are stored once.
 
     A character of several tokens belongs to the last of them; the token that begins a text says nothing.
 
@@ -46,7 +46,11 @@ class Text:
     def crop(self, length):
         """Keep the first `length` tokens."""
         del self.ids[length:], self.by[length:], self.pieces[length:]
-        self._settle(max(0, length - _LONGEST), length)
+        # a character that is cut may still come whole
+        read = length = len(self.ids)
+        while read > max(0, length - _LONGEST + 1) and not self.pieces[read - 1] and self.ids[read - 1] != self._begin:
+            read -= 1
+        self._settle(max(0, read - _LONGEST), read)
 
     def part(self, start, stop):
         """{"start", "stop", "pieces", "by"} of tokens [start, stop), as far as there are any."""

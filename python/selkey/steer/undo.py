@@ -17,6 +17,7 @@ class Moment:
         length: of the text, tokens.
         marks: list.
         cache, logits, sampler: copies.
+        pending: of its looks.
     """
 
     what: str
@@ -26,10 +27,11 @@ class Moment:
     cache: object
     logits: object
     sampler: object
+    pending: list
 
     @classmethod
     def of(cls, session, what, changes_text):
-        state = (copy.deepcopy(session.cache), session.logits, copy.deepcopy(session.sampler))
+        state = (copy.deepcopy(session.cache), session.logits, copy.deepcopy(session.sampler), session.looks.pending)
         return cls(what, changes_text, len(session.text), session.marks, *state)
 
 

@@ -9,6 +9,7 @@ from queue import Empty, Queue
 from selkey.steer import state
 from selkey.steer.advisor import Advisor
 from selkey.steer.reader import LOADING, Reader
+from selkey.steer.recovery import recover
 from selkey.steer.refused import Refused
 from selkey.steer.suggest import Suggester
 
@@ -65,12 +66,12 @@ class Writer(Reader):
 
     def _run(self):
         try:
-            self._session = self._make()
+            session = self._make()
+            suggester = Suggester(session.model, session.tokenizer, session.log.path)
         except Exception as problem:
             self._fail(f"the model could not be loaded: {problem}")
             return
-        session = self._session
-        self._advisor = Advisor(Suggester(session.model, session.tokenizer, session.log.path), self._to_advise, self._advised)
+        self._advisor, self._session = Advisor(suggester, self._to_advise, self._advised), session
         try:
             self._publish()
             self._advisor.nudge()
@@ -96,7 +97,8 @@ class Writer(Reader):
         self._state = LOADING | {"loading": False, "error": sentence, "version": 1}
         while not self._commands.empty():
             command = self._commands.get()
-            if command is not None:
+            # who has asked may have gone since
+            if command is not None and command[2].set_running_or_notify_cancel():
                 command[2].set_exception(RuntimeError(sentence))
         self._tell()
 
@@ -121,14 +123,17 @@ class Writer(Reader):
             return ()
 
     def _answer(self, name, arguments, future):
+        if not future.set_running_or_notify_cancel():
+            # who has asked is gone, and from now on cannot go
+            return
         try:
             command = getattr(self._session, name) if name in _OF_SESSION else getattr(self, f"_do_{name}")
             result = command(**arguments)
+            # who waits for it sees its effect in the state
+            self._publish()
         except Exception as problem:
             future.set_exception(problem)
         else:
-            # who waits for it sees its effect in the state
-            self._publish()
             future.set_result(result)
             if name in _TO_ADVISE:
                 self._advisor.nudge()
@@ -137,8 +142,10 @@ class Writer(Reader):
         try:
             goes_on = self._session.step()
         except Exception as problem:
-            # a model may fail in many ways; what is written stays, and so does what is said, until the human goes on or back
-            self._error, self._left = f"the model stopped: {problem}", 0
+            # a model may fail in many ways; what is said stays until the human goes on or back
+            lost = recover(self._session)
+            taken_back = "" if lost is None else f"; it failed in the middle of a token, and this was taken back: {lost}"
+            self._error, self._left = f"the model stopped: {problem}{taken_back}", 0
             return
         self._times.append(time.monotonic())
         if len(self._session.text) % _ADVISE == 0 or self._left == 1:

@@ -51,8 +51,8 @@ export class LookMap {
     const { state, looks } = this;
     if (this.isBusy || !state) return;
     const start = Math.max(state.look_start, state.look_stop - ROWS);
-    let from = start;
-    while (this.rows.has(from)) from += 1;
+    // of a human's words there are no rows: what is behind the last one is new
+    const from = Math.max(start - 1, ...this.rows.keys()) + 1;
     if (from < state.look_stop) {
       this.isBusy = true;
       const { layer, head } = looks;
