@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from selkey.cache.report import POOLS
 
 import selkey
+from selkey.cache.report import POOLS
 
 ROPE = selkey.RoPE(tuple(10_000.0 ** (-i / 8) for i in range(8)), 64)
 
