@@ -8,7 +8,7 @@ from pathlib import Path
 
 from selkey.bench.steering.visit import opened, post, started, state, until
 
-FOLDER = Path(__file__).parents[1] / "results" / "steer"
+FOLDER = Path("steer-tour")
 FACTS = "Oskar hid the crown in the well. The word of the gate is zorvak."
 QUESTION = "Where is the crown?"
 
