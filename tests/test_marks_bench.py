@@ -231,6 +231,9 @@ def test_a_worker_that_does_not_start_is_the_end_and_said(monkeypatch, tmp_path)
     monkeypatch.setattr(run, "_begin", sys.exit)
     result = CliRunner().invoke(marks, ["--data", "recall", "--quick", "--workers", "1", "--out", str(tmp_path / "out"), "--no-plots"])
     assert result.exit_code == 1 and "a worker process did not start" in " ".join(result.output.split())
+    # none is started again; what is still ending ends
+    for child in multiprocessing.active_children():
+        child.join(30)
     assert not multiprocessing.active_children()
 
 
