@@ -4,39 +4,13 @@ import json
 
 import pytest
 
+# ruff: noqa: F811 — fixtures come from another file
 pytest.importorskip("transformers")
 
-from selkey.bench import small_world  # noqa: E402
+from steer_sessions import POOLS, begun, made, said, session, write  # noqa: E402, F401
+
 from selkey.steer import memory_file  # noqa: E402
 from selkey.steer.session import Session  # noqa: E402
-
-POOLS = dict(sinks=2, pins=12, window=32, keep=0, folds=4)
-
-
-@pytest.fixture(scope="module")
-def made():
-    return small_world.untrained(), small_world.tokenizer()
-
-
-@pytest.fixture
-def session(made, tmp_path):
-    return Session(*made, name="small", folder=tmp_path / "steer", bounded=POOLS)
-
-
-def write(session, tokens):
-    for _ in range(tokens):
-        session.step()
-
-
-def said(session):
-    return "".join(session.text.pieces)
-
-
-def begun(session, tokens=20):
-    session.read("Anna: lamp. Boris: coin. Clara: crown.")
-    session.begin("stretch")
-    write(session, tokens)
-    return session
 
 
 def test_a_memory_goes_on_to_the_bit(made, session, tmp_path):
